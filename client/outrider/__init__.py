@@ -1,0 +1,1 @@
+"""Outrider's client: publish events durably, verify webhooks."""
