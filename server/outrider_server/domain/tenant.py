@@ -1,0 +1,34 @@
+"""Tenants and the configuration that the path of an event needs of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from outrider_server.domain.endpoint import Endpoint
+from outrider_server.domain.subscription import Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Whose data it is. `id` is internal, `name` the last part of `tenants/{tenant}`; `shard` is fixed."""
+
+    id: int
+    name: str
+    shard: int
+    strict_types: bool = False
+    config_version: int = 1
+    display_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantConfiguration:
+    """Everything of a tenant that matching and delivery use, as of `tenant.config_version`.
+
+    Deleted endpoints and subscriptions are left out; paused ones are in. `event_types` are the names of the types
+    the tenant knows (they matter where it is strict).
+    """
+
+    tenant: Tenant
+    endpoints: tuple[Endpoint, ...]
+    subscriptions: tuple[Subscription, ...]
+    event_types: frozenset[str]
