@@ -1,24 +1,31 @@
-"""Events: what modules publish, and what the log keeps of them.
+"""Events: what modules publish, on their whole way through the node.
 
-A `NewEvent` is what a module sent; it becomes an `Event` when the persist stage gives it its sequence. The
-sequence is the event's id, its place in the log and its time at once (see `domain.sequence`).
+One object goes the whole way, because at tens of thousands of events a second every copy counts: ingest makes it,
+match adds `targets`, persist its `sequence`, the lanes count `open` and `held` down.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 EVENT_BYTES_MAX = 10 * 1024 * 1024
 """Largest payload of one event, in bytes."""
 
 
-@dataclass(slots=True)
-class NewEvent:
-    """An event as its module published it, checked but not yet in the log.
+@dataclass(slots=True, eq=False)
+class Event:
+    """One event.
 
-    `tenant` is the tenant's number, not its name. `time_us` is when it happened at the module's, in microseconds
-    since 1970 UTC. `data` is the payload's JSON text in UTF-8, passed on unchanged. Text fields that the module
-    left out are empty.
+    Given by the module: `tenant` is the tenant's number, not its name. `time_us` is when it happened, in microseconds
+    since 1970 UTC. `data` is the payload's JSON text in UTF-8, passed on unchanged. Texts that the module left out are
+    empty.
+
+    Added on the way: `targets` (ids of the subscriptions it matched, ascending), `over_budget` (ids of those whose
+    filter exceeded its budget), `config_version` (what it was matched under), `sequence` (0 until it is persisted),
+    `size` (bytes that it counts for in budgets). `open` counts the deliveries that no record stands for yet, plus one
+    while the event is not committed; `held` the deliveries in memory, without which `data` is dropped. `deliveries`
+    and `envelope` belong to `policy.obligations` and `policy.envelope`.
     """
 
     tenant: int
@@ -32,3 +39,15 @@ class NewEvent:
     actor: str = ""
     idempotency_key: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
+    sequence: int = 0
+    targets: tuple[int, ...] = ()
+    over_budget: tuple[int, ...] = ()
+    config_version: int = 0
+    size: int = 0
+    open: int = 0
+    held: int = 0
+    deliveries: Any = None
+    envelope: bytes | None = None
+
+
+NewEvent = Event

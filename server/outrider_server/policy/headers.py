@@ -61,7 +61,7 @@ def validate_headers(headers: Sequence[tuple[str, str]]) -> tuple[tuple[str, str
 def _problem(name: str, value: str, seen: set[str]) -> str:
     lowered = name.lower()
     if not _NAME.fullmatch(name):
-        return f"{ascii(name[:64])} is not a header name"
+        return f"{name[:64]!a} is not a header name"
     if lowered in _DENIED or lowered.startswith(_DENIED_PREFIXES):
         return f"{name} is set by the service and cannot be given"
     if lowered in seen:

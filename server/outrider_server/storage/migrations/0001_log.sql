@@ -184,7 +184,9 @@ CREATE TABLE owed (
     cause           smallint NOT NULL,
     PRIMARY KEY (shard, id)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-CREATE INDEX owed_subscription ON owed (subscription, first_sequence);
+-- What waits for room, in sequence order, and what waits for its time, in order of it.
+CREATE INDEX owed_backlog ON owed (subscription, first_sequence) WHERE due_us = 0;
+CREATE INDEX owed_retry ON owed (subscription, due_us) WHERE due_us > 0;
 
 -- One row a request: deliveries (sequences[i], subscriptions[i]) and what came of them.
 CREATE TABLE attempt (

@@ -1,0 +1,150 @@
+"""A lane: the bounded queue of one endpoint in memory.
+
+Rules:
+- Sequence order: while anything of the lane waits in owed rows (backlog, waiting rows, `spill`), new events join that
+  tail instead of overtaking it. Due retries mix in.
+- Bounded by count and bytes; what has no room is spilled, and owed rows stand for it from the next record on.
+- Deciding only: `take` returns deliveries to send, or nothing with the time to ask again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from outrider_server.domain.delivery import Delivery, DeliveryState, OwedRow
+from outrider_server.domain.endpoint import DeliveryMode, Endpoint
+from outrider_server.domain.sequence import microseconds_of
+
+
+class Lane:
+    """One endpoint's deliveries in memory, and what is known of those in owed rows.
+
+    `backlog`: unclaimed rows that could be sent at once (rows of paused subscriptions left out); `unrecorded`: those
+    of them that the record under way writes, so that no reader can find them yet. `retry_us`: when the next unclaimed
+    retry is due, None for none. `rows`: claimed rows by (shard, id); `waiting_rows`: those of them with sequences that are
+    not in the queue yet. `horizon`: sequences above it must wait until the rows between are read, None for no limit. `owing`: the next
+    record writes rows for deliveries that have left memory already.
+    """
+
+    __slots__ = (
+        "backlog",
+        "bytes_max",
+        "catching_up",
+        "deliveries_max",
+        "endpoint",
+        "horizon",
+        "in_flight",
+        "owing",
+        "paused",
+        "queue",
+        "queue_bytes",
+        "retry_us",
+        "rows",
+        "spill",
+        "unrecorded",
+        "waiting_rows",
+    )
+
+    def __init__(self, endpoint: Endpoint, deliveries_max: int, bytes_max: int) -> None:
+        self.endpoint = endpoint
+        self.deliveries_max = deliveries_max
+        self.bytes_max = bytes_max
+        self.queue: deque[Delivery] = deque()
+        self.queue_bytes = 0
+        self.in_flight = 0
+        self.spill: deque[Delivery] = deque()
+        self.rows: dict[tuple[int, int], OwedRow] = {}
+        self.backlog = 0
+        self.unrecorded = 0
+        self.retry_us: int | None = None
+        self.paused = False
+        self.catching_up = False
+        self.owing = False
+        self.waiting_rows: list[OwedRow] = []
+        self.horizon: int | None = None
+
+    def has_room(self) -> bool:
+        """Whether one more delivery fits."""
+        return len(self.queue) < self.deliveries_max and self.queue_bytes < self.bytes_max
+
+    def room(self) -> tuple[int, int]:
+        """How many deliveries and bytes fit."""
+        return self.deliveries_max - len(self.queue), self.bytes_max - self.queue_bytes
+
+    def drains(self) -> bool:
+        """Whether something older than a new event waits outside the queue."""
+        return bool(self.backlog or self.spill or self.waiting_rows or self.owing)
+
+    def next_waiting(self) -> int | None:
+        """The lowest sequence of the claimed rows that may be loaded now; None when there is none."""
+        lowest = min((row.waiting[-1] for row in self.waiting_rows), default=None)
+        if lowest is None or (self.horizon is not None and lowest > self.horizon):
+            return None
+        return lowest
+
+    def push(self, delivery: Delivery) -> None:
+        """Queue a delivery behind the others."""
+        delivery.state = DeliveryState.QUEUED
+        self.queue.append(delivery)
+        self.queue_bytes += delivery.event.size
+
+    def wants_catch_up(self, now_us: int) -> bool:
+        """Whether owed rows should be read or loaded for this lane: there are some to send, and half of it is free."""
+        if (
+            self.paused
+            or self.catching_up
+            or len(self.queue) * 2 > self.deliveries_max
+            or not self.has_room()
+        ):
+            return False
+        return bool(self.waiting_rows) or self.wants_backlog() or self.wants_retries(now_us)
+
+    def wants_backlog(self) -> bool:
+        """Whether unclaimed rows should be read: some can be found, and no claimed one may be loaded before them."""
+        return self.backlog > self.unrecorded and self.next_waiting() is None
+
+    def wants_retries(self, now_us: int) -> bool:
+        """Whether a retry is due."""
+        return self.retry_us is not None and self.retry_us <= now_us
+
+    def ready_in_us(self, now_us: int) -> int | None:
+        """Microseconds until a request should be sent; 0 for now, None when nothing is queued or the lane is paused.
+
+        The oldest event waits for company at most as long as the batch policy lets it, counted from its arrival.
+        """
+        if self.paused or not self.queue:
+            return None
+        endpoint = self.endpoint
+        if endpoint.mode is DeliveryMode.SINGLE:
+            return 0
+        policy = endpoint.batch
+        if len(self.queue) >= policy.events_max or self.queue_bytes >= policy.bytes_max:
+            return 0
+        ripe_us = microseconds_of(self.queue[0].event.sequence) + int(policy.linger_ms * 1000)
+        return max(0, ripe_us - now_us)
+
+    def take(self) -> list[Delivery]:
+        """Take what one request carries: one delivery, or a batch within its policy; empty when nothing is queued.
+
+        A single event above the batch's bytes travels alone.
+        """
+        if not self.queue:
+            return []
+        if self.endpoint.mode is DeliveryMode.SINGLE:
+            events_max, bytes_max = 1, 0
+        else:
+            events_max, bytes_max = self.endpoint.batch.events_max, self.endpoint.batch.bytes_max
+        queue = self.queue
+        taken: list[Delivery] = []
+        size = 0
+        while queue and len(taken) < events_max:
+            delivery = queue[0]
+            size += delivery.event.size
+            if taken and size > bytes_max:
+                break
+            queue.popleft()
+            self.queue_bytes -= delivery.event.size
+            delivery.state = DeliveryState.IN_FLIGHT
+            taken.append(delivery)
+        self.in_flight += 1
+        return taken
