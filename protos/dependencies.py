@@ -9,7 +9,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from google.api import annotations_pb2, field_behavior_pb2, http_pb2, resource_pb2
+from google.api import (  # type: ignore[import-untyped]  # publishes no type information
+    annotations_pb2,
+    field_behavior_pb2,
+    http_pb2,
+    resource_pb2,
+)
 from google.protobuf import (
     descriptor_pb2,
     duration_pb2,

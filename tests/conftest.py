@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 from tests.support.postgres import Database, PostgresServer, session_server
 
 NEED_POSTGRES = frozenset({"postgres_server", "database", "empty_database"})
+
+
+def pytest_sessionstart() -> None:
+    """Say that there is no event loop yet; else asyncio makes one up when the plugin asks, and nobody closes it."""
+    asyncio.set_event_loop(None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,6 +39,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from outrider_server.domain.event import EVENT_BYTES_MAX
+from outrider_server.embedded.account import UNPRIVILEGED
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -146,7 +147,7 @@ class Settings(BaseSettings):
     )
     state_folder: Folder = Field(
         default_factory=_default_state_folder,
-        description="Holds the embedded database and its password. Must be on a disk that flushes honestly: what is "
+        description="Holds the embedded database, its password and the sealing key. Must be on a disk that flushes honestly: what is "
         "acknowledged is exactly as safe as this folder. /var/lib/outrider for root, else under the home folder.",
     )
     node_name: str = Field(
@@ -173,12 +174,24 @@ class Settings(BaseSettings):
         description="Port of the embedded database on the loopback address; 0 takes a free one, a fixed one is easier "
         "to point psql at.",
     )
-    postgres_user_id: int | None = Field(
-        default=None,
+    postgres_user_id: int = Field(
+        default=UNPRIVILEGED,
         ge=1,
         le=2**32 - 2,
-        description="User that the embedded database runs as when Outrider runs as root, which Postgres refuses to "
-        "be. Not set: an unprivileged one is chosen. It must stay the same, for it owns the data.",
+        description="User that a new embedded database belongs to and runs as when Outrider runs as root, which "
+        "Postgres refuses to be. One of its own keeps its files apart from whatever else nobody runs; data that "
+        "exists keeps its owner.",
+    )
+    sealing_key_file: Folder | None = Field(
+        default=None,
+        description="File of the keys that seal endpoints' secrets in the database. Not set: one in the state folder, "
+        "made at the first start. Several hosts on one database need the same; without it no secret can be read "
+        "again, so keep a copy apart from the database's.",
+    )
+    sealing_keys: SecretStr | None = Field(
+        default=None,
+        description="The keys themselves, in place of the file, for hosts that hand secrets over in the environment; "
+        "other processes of the same user can read it there.",
     )
 
     lease_seconds: float = Field(
@@ -427,7 +440,7 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000,
         description="Lines a second of each recurring kind; the rest is counted in the next line that is written. "
-        "More tells more during an outage, and costs about 10 us a line.",
+        "More tells more during an outage, and costs some 25 us a line.",
     )
     metrics_enabled: bool = Field(
         default=True,
@@ -567,6 +580,8 @@ class Settings(BaseSettings):
                 "must be at most half of window_seconds_max, or the checkpoint could not keep up",
                 self.window_seconds_max,
             )
+        if self.sealing_keys is not None and self.sealing_key_file is not None:
+            yield "sealing_keys: must not be set together with sealing_key_file"
         if 0 < self.retention_bytes_max < 16 * MIB:
             yield f"retention_bytes_max: must be 0 or at least {16 * MIB} ({self.retention_bytes_max})"
         if self.listen_address == self.admin_address and split_address(self.listen_address)[1]:

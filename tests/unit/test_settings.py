@@ -169,6 +169,7 @@ def test_file_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
         ({"record_interval_ms": 1_000, "window_seconds_max": 1}, "record_interval_ms"),
         ({"retention_bytes_max": 1_000}, "retention_bytes_max"),
         ({"admin_address": "127.0.0.1:4510"}, "admin_address"),
+        ({"sealing_keys": "kek_a", "sealing_key_file": "/k"}, "sealing_keys"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(
@@ -262,6 +263,15 @@ def test_secret_is_shown_neither_by_render_nor_by_an_error_nor_by_repr() -> None
 
     (problem,) = problems_of(database_url=url.replace("postgresql", "mysql"))
     assert problem.startswith("database_url: must begin with postgresql://")
+    assert "hunter" not in problem
+
+
+def test_keys_are_shown_neither_by_render_nor_by_an_error() -> None:
+    text = render(Settings.load({"sealing_keys": "kek_hunter2\nkek_hunter3"}))
+    assert 'sealing_keys = "[redacted]"' in text
+    assert "hunter" not in text
+    (problem,) = problems_of(sealing_keys=["kek_hunter2"])
+    assert problem.startswith("sealing_keys: ")
     assert "hunter" not in problem
 
 

@@ -44,8 +44,8 @@ class OwedRow:
     """A packed row of the log, as its owner holds it while it is claimed.
 
     `remaining` are the sequences still owed, `waiting` those not in the lane yet (descending, so that the next one is
-    popped from the end), `out` the number of its deliveries in memory. `dirty`: `remaining` shrank since the last record.
-    `retry`: it waited for a time, not for room.
+    popped from the end), `out` the number of its deliveries in memory or being loaded. `dirty`: `remaining` shrank since
+    the last record; `planned`: the record under way writes it. `retry`: it waited for a time, not for room.
     """
 
     __slots__ = (
@@ -53,6 +53,7 @@ class OwedRow:
         "dirty",
         "id",
         "out",
+        "planned",
         "remaining",
         "retry",
         "shard",
@@ -79,6 +80,7 @@ class OwedRow:
         self.waiting: list[int] = []
         self.out = 0
         self.dirty = False
+        self.planned = False
         self.retry = False
 
 
@@ -116,7 +118,7 @@ class OwedInsert:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AttemptRow:
     """One request and its outcome, to be written by a record."""
 

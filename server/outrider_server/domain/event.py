@@ -12,6 +12,9 @@ from typing import Any
 EVENT_BYTES_MAX = 10 * 1024 * 1024
 """Largest payload of one event, in bytes."""
 
+EVENT_OVERHEAD_BYTES = 512
+"""What an event counts for in budgets beside its payload: its object, texts and deliveries."""
+
 
 @dataclass(slots=True, eq=False)
 class Event:

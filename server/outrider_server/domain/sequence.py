@@ -48,3 +48,7 @@ class SequenceClock:
         first = max(now_us, self._microseconds + 1)
         self._microseconds = first + count - 1
         return sequence_of(first, self._shard)
+
+    def last(self) -> int:
+        """The largest sequence given out or known."""
+        return sequence_of(self._microseconds, self._shard)

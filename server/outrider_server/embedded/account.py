@@ -12,9 +12,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from outrider_server.embedded.errors import DataFolderOwner, StateFolderUnusable
+from outrider_server.embedded.errors import AccountUnusable, DataFolderOwner, account_unknown
 
-UNPRIVILEGED = 65534  # "nobody": exists as a number on every system, whatever its user table says
+UNPRIVILEGED = 65534  # "nobody" nearly everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,11 @@ def _account_named(user: int | str) -> Account:
     try:
         found = pwd.getpwuid(user) if isinstance(user, int) else pwd.getpwnam(user)
     except KeyError:
-        if isinstance(user, str):
-            raise StateFolderUnusable(
-                f"There is no user {user} to run Postgres as: create it, or configure an existing one."
-            ) from None
-        return Account(user, user, drops=user != 0)  # a number needs no entry in the user table
+        if user != UNPRIVILEGED:
+            raise account_unknown(user) from None
+        return _account_named("nobody")  # some systems give that name another number
     if found.pw_uid == 0:
-        raise StateFolderUnusable(
+        raise AccountUnusable(
             "Postgres will not run as root: configure an ordinary user to run it as."
         )
     return Account(found.pw_uid, found.pw_gid, drops=True)

@@ -3,6 +3,7 @@
 EmbeddedPostgresError
 |-- BinariesNotFound     no usable folder of Postgres programs
 |-- StateFolderUnusable  cannot be made, written, or reached by the account Postgres runs as
+|-- AccountUnusable      Postgres cannot run as the user it should run as
 |-- StateFolderInUse     another launcher holds it
 |-- DataFolderForeign    holds something that is not Postgres data
 |-- DataFolderVersion    made by another major version
@@ -33,6 +34,10 @@ class BinariesNotFound(EmbeddedPostgresError):
 
 class StateFolderUnusable(EmbeddedPostgresError):
     """The state folder cannot be made, written or reached."""
+
+
+class AccountUnusable(EmbeddedPostgresError):
+    """Postgres cannot run as the user it should run as."""
 
 
 class StateFolderInUse(EmbeddedPostgresError):
@@ -99,6 +104,8 @@ def explain_output(output: str, state: Path, port: int | None, log: Path) -> Emb
         return disk_read_only(state)
     if "Address already in use" in output:
         return port_taken(port)
+    if unknown := re.search(r"could not look up effective user ID (\d+)", output):
+        return account_unknown(unknown[1])
     if "pre-existing shared memory block" in output:
         return still_running(state)
     if _SETTING.search(output):
@@ -131,6 +138,13 @@ def disk_full(state: Path) -> DiskFull:
 def disk_read_only(state: Path) -> DiskReadOnly:
     return DiskReadOnly(
         f"The disk under {state} is read-only: mount it writable, or choose a state folder elsewhere."
+    )
+
+
+def account_unknown(user: int | str) -> AccountUnusable:
+    return AccountUnusable(
+        f"User {user} is not in the user table, where Postgres looks itself up:"
+        " add it there, or run Postgres as a user that is."
     )
 
 

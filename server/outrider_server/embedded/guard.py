@@ -76,10 +76,17 @@ def _start(command: list[str], uid: int, gid: int) -> int:
 
         prctl = ctypes.CDLL(None, use_errno=True).prctl
     guard = os.getpid()
+    # An order that comes before Postgres has its own handlers must end the child, not be swallowed by ours.
+    handled = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, handled)
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
         return child
     try:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.dup2(2, 1)

@@ -8,7 +8,7 @@ bytes raise `MalformedAst`, whatever they hold.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 NESTING_MAX = 400
@@ -141,7 +141,7 @@ _Field = tuple[int, int, "int | bytes"]
 
 
 def _decode(data: bytes) -> CheckedAst:
-    envelope = dict((number, value) for number, _, value in _fields(data))
+    envelope = {number: value for number, _, value in _fields(data)}
     if not str(_text(envelope.get(1, b""))).endswith("cel.expr.CheckedExpr"):
         raise MalformedAst("not a checked expression")
     root: Node | None = None
@@ -151,13 +151,13 @@ def _decode(data: bytes) -> CheckedAst:
         if number == 4:
             root = _node(_bytes(value), 0)
         elif number == 3:
-            entry = dict((key, part) for key, _, part in _fields(_bytes(value)))
+            entry = {key: part for key, _, part in _fields(_bytes(value))}
             if _is_scalar(_bytes(entry.get(2, b""))):
                 scalar.add(_int(entry.get(1, 0)))
         elif number == 5:
             for key, _, part in _fields(_bytes(value)):
                 if key == 4:
-                    place = dict((k, v) for k, _, v in _fields(_bytes(part)))
+                    place = {k: v for k, _, v in _fields(_bytes(part))}
                     positions[_int(place.get(1, 0))] = _int(place.get(2, 0))
     if root is None:
         raise MalformedAst("no expression")
@@ -189,7 +189,7 @@ def _node(data: bytes, depth: int) -> Node:
     return node._replace(id=identity)
 
 
-def _const(data: bytes, depth: int) -> Const:
+def _const(data: bytes, _depth: int) -> Const:
     for number, _, value in _fields(data):
         if number == 1:
             return Const(0, None)
@@ -209,12 +209,12 @@ def _const(data: bytes, depth: int) -> Const:
     raise MalformedAst("an empty constant")
 
 
-def _ident(data: bytes, depth: int) -> Ident:
+def _ident(data: bytes, _depth: int) -> Ident:
     return Ident(0, next((_text(value) for number, _, value in _fields(data) if number == 1), ""))
 
 
 def _select(data: bytes, depth: int) -> Select:
-    parts = dict((number, value) for number, _, value in _fields(data))
+    parts = {number: value for number, _, value in _fields(data)}
     return Select(
         0, _node(_bytes(parts[1]), depth), _text(parts.get(2, b"")), bool(parts.get(3, 0))
     )
@@ -252,7 +252,7 @@ def _struct(data: bytes, depth: int) -> MapLiteral:
         if number == 1:
             message = _text(value)
         elif number == 2:
-            entry = dict((key, part) for key, _, part in _fields(_bytes(value)))
+            entry = {key: part for key, _, part in _fields(_bytes(value))}
             if entry.get(5, 0):
                 raise MalformedAst("an optional entry")
             key = _node(_bytes(entry[3]), depth) if 3 in entry else None
@@ -261,7 +261,7 @@ def _struct(data: bytes, depth: int) -> MapLiteral:
 
 
 def _comprehension(data: bytes, depth: int) -> Comprehension:
-    parts = dict((number, value) for number, _, value in _fields(data))
+    parts = {number: value for number, _, value in _fields(data)}
     return Comprehension(
         0,
         _text(parts.get(1, b"")),
@@ -275,7 +275,7 @@ def _comprehension(data: bytes, depth: int) -> Comprehension:
     )
 
 
-_READERS = {
+_READERS: dict[int, Callable[[bytes, int], Node]] = {
     3: _const,
     4: _ident,
     5: _select,

@@ -9,30 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from cel_expr_python import cel
 
 from outrider_server.domain.event import NewEvent
-
-CONTAINER = "_e"
-"""The namespace of every variable in a checked AST: `_e.order` is the top-level field `order`."""
-
-DATA = "data"
-EVENT = "event"
-
-EVENT_FIELDS: Mapping[str, str] = {
-    "type": "string",
-    "source": "string",
-    "subject": "string",
-    "key": "string",
-    "organization": "string",
-    "actor": "string",
-    "time": "timestamp",
-    "timestamp": "timestamp",
-    "attributes": "attributes",
-}
-"""Fields of `event` and their kinds."""
+from outrider_server.matching.variables import CONTAINER, DATA, EVENT, EVENT_FIELDS
 
 _TYPES = {
     "string": cel.Type.STRING,
@@ -59,7 +41,7 @@ class EngineError(Exception):
         self.issues = issues
 
 
-class EngineOverBudget(Exception):  # noqa: N818 - told apart from an error on purpose
+class EngineOverBudget(Exception):
     """An evaluation took more iterations than the engine allows."""
 
 
@@ -70,15 +52,11 @@ class Checked(NamedTuple):
     type_name: str
 
 
-class _Value(Protocol):
-    def type(self) -> object: ...
-    def value(self) -> object: ...
+class Expression(NamedTuple):
+    """A loaded expression. It keeps its environment, without which the binding forgets the variables' types."""
 
-
-class Expression(Protocol):
-    """A loaded expression, for `evaluate`."""
-
-    def eval(self, *, data: Mapping[str, object]) -> _Value: ...
+    environment: cel.Env
+    expression: cel.Expression
 
 
 class EngineFailure(NamedTuple):
@@ -90,8 +68,6 @@ class EngineFailure(NamedTuple):
 def _environment(names: Iterable[str]) -> cel.Env:
     variables = {f"{CONTAINER}.{name}": cel.Type.DYN for name in names}
     variables[f"{CONTAINER}.{DATA}"] = cel.Type.DYN
-    # `event` itself is declared for has(event.x) alone; the check refuses any other use of it.
-    variables[f"{CONTAINER}.{EVENT}"] = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
     for field, kind in EVENT_FIELDS.items():
         variables[f"{CONTAINER}.{EVENT}.{field}"] = _TYPES[kind]
     return cel.NewEnv(variables=variables, container=CONTAINER)
@@ -108,17 +84,17 @@ def check(text: str, names: Iterable[str]) -> Checked:
 
 def load(ast: bytes, names: Iterable[str]) -> Expression:
     """Load a serialized checked expression that mentions `names`."""
+    environment = _environment(names)
     try:
-        expression: Expression = _environment(names).deserialize(ast)
+        return Expression(environment, environment.deserialize(ast))
     except (RuntimeError, ValueError, TypeError) as error:
         raise EngineError(_issues(str(error))) from None
-    return expression
 
 
 def evaluate(expression: Expression, variables: Mapping[str, object]) -> object:
     """The value, or an `EngineFailure`. `variables` are named with the container in front."""
     try:
-        value = expression.eval(data=variables)
+        value = expression.expression.eval(data=variables)
         if value.type() == cel.Type.ERROR:
             return EngineFailure(str(value.value()))
         return value.value()
@@ -151,9 +127,6 @@ def variables_of(
     variables[f"{CONTAINER}.{DATA}"] = document
     for field, value in envelope.items():
         variables[f"{CONTAINER}.{EVENT}.{field}"] = value
-    variables[f"{CONTAINER}.{EVENT}"] = {
-        field: value for field, value in envelope.items() if value not in ("", {})
-    }
     return variables
 
 

@@ -29,6 +29,7 @@ from outrider_server.matching.checked_ast import (
     walk,
 )
 from outrider_server.matching.macros import Macro, recognise
+from outrider_server.matching.variables import CONTAINER, DATA, EVENT, EVENT_FIELDS
 
 TEXT_BYTES_MAX = 4096
 NODES_MAX = 256
@@ -36,18 +37,48 @@ LITERALS_MAX = 1000
 COMPREHENSIONS_MAX = 2
 PATTERN_LENGTH_MAX = 256
 
-FUNCTIONS = (
-    "all bool bytes contains double duration dyn endsWith exists exists_one filter getDate getDayOfMonth "
-    "getDayOfWeek getDayOfYear getFullYear getHours getMilliseconds getMinutes getMonth getSeconds has int map "
-    "matches size startsWith string timestamp type uint"
-).split()
+FUNCTIONS = [
+    "all",
+    "bool",
+    "bytes",
+    "contains",
+    "double",
+    "duration",
+    "dyn",
+    "endsWith",
+    "exists",
+    "exists_one",
+    "filter",
+    "getDate",
+    "getDayOfMonth",
+    "getDayOfWeek",
+    "getDayOfYear",
+    "getFullYear",
+    "getHours",
+    "getMilliseconds",
+    "getMinutes",
+    "getMonth",
+    "getSeconds",
+    "has",
+    "int",
+    "map",
+    "matches",
+    "size",
+    "startsWith",
+    "string",
+    "timestamp",
+    "type",
+    "uint",
+]
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNDECLARED = re.compile(r"undeclared reference to '\.?([^']*)'")
 _RESERVED = re.compile(r"reserved identifier: (\w+)")
 # Names of types stay the language's own, so that `type(x) == int` works; a field of that name is `data.int`.
 # `type` is the exception: it is a common field and a rare comparison.
-_TYPE_NAMES = frozenset(("bool", "bytes", "double", "int", "list", "map", "null_type", "string", "uint"))
+_TYPE_NAMES = frozenset(
+    ("bool", "bytes", "double", "int", "list", "map", "null_type", "string", "uint")
+)
 
 
 class CheckedFilter(NamedTuple):
@@ -82,7 +113,6 @@ def check_filter(text: str) -> CheckedFilter:
     except engine.EngineError as error:
         raise _told(error.issues[-1] if _is_path(error.issues) else error.issues[0], text) from None
     ast = decode(checked.ast)
-    _check_event(ast, text)
     if checked.type_name not in ("BOOL", "DYN"):
         kind = checked.type_name.lower().split("<", maxsplit=1)[0]
         raise FilterError(
@@ -107,18 +137,18 @@ def _check_text(text: str) -> None:
         raise FilterError(f"a filter has at most {TEXT_BYTES_MAX} bytes, this one has {length}")
     if (at := text.find("\0")) >= 0:
         raise FilterError("the filter holds a NUL", *_line_and_column(text, at))
-    found = re.search(rf"\b{engine.CONTAINER}\b", text)
+    found = re.search(rf"\b{CONTAINER}\b", text)
     if found:
         raise FilterError(
-            f"the name {engine.CONTAINER} is reserved",
+            f"the name {CONTAINER} is reserved",
             *_line_and_column(text, found.start()),
-            hint=f'write data["{engine.CONTAINER}"]',
+            hint=f'write data["{CONTAINER}"]',
         )
 
 
 def _top_level_names(text: str) -> set[str]:
     """Every word of `text` that may be a top-level field. A word too many declares a name nobody uses."""
-    names = set(_WORD.findall(text)) - _TYPE_NAMES - {engine.DATA, engine.EVENT}
+    names = set(_WORD.findall(text)) - _TYPE_NAMES - {DATA, EVENT}
     if "google.protobuf" in text:
         names.discard("google")
     return names
@@ -130,31 +160,44 @@ def _is_path(issues: tuple[engine.Issue, ...]) -> bool:
 
 
 def _told(issue: engine.Issue, text: str) -> FilterError:
+    """The engine's complaint in our words: what is wrong, where it starts, what was probably meant."""
     message, line, column = issue
     hint = ""
     if found := _UNDECLARED.search(message):
-        name = found[1].rpartition(".")[2]
-        lines = text.split("\n")
-        row = lines[line - 1] if line <= len(lines) else ""
-        # The engine points at the bracket of an unknown function; the name stands right before it.
-        before = row[: column - 1].rstrip()
-        if row[column - 1 :].startswith("(") and before.endswith(name):
-            column = len(before) - len(name) + 1
-            message = f"unknown function {name!r}"
-            hint = _nearest(name, FUNCTIONS)
-        elif before.endswith("."):
-            message = f"unknown function {name!r}"
-            hint = _nearest(name, FUNCTIONS)
-        else:
-            message = f"unknown name {found[1]!r}"
-            hint = "" if name not in _TYPE_NAMES else f"write data.{name} for a field"
-    elif found := _RESERVED.search(message):
+        return _undeclared(found[1], line, column, text)
+    if found := _RESERVED.search(message):
+        message = f"the word {found[1]!r} is reserved"
         hint = f"write data.{found[1]} for a field of that name"
     elif "matching overload" in message:
         message = message.replace("found no matching overload for", "no such operation:")
+        if re.search(r"has\s*\(\s*event\s*\.", text):
+            hint = 'fields of event are always there; compare with ""'
     elif message.startswith("Syntax error: "):
         message = re.sub(r" expecting \{.*", "", message)
     return FilterError(message, line, column, hint)
+
+
+def _undeclared(path: str, line: int, column: int, text: str) -> FilterError:
+    lines = text.split("\n")
+    row = lines[line - 1] if line <= len(lines) else ""
+    name = path.rpartition(".")[2]
+    before = row[: column - 1].rstrip()
+    at = row[column - 1 :]
+    # The engine points at the bracket of an unknown function and at the dot of an unknown path.
+    if at.startswith("(") and before.endswith(name):
+        return FilterError(
+            f"unknown function {name!r}", line, len(before) - len(name) + 1, _nearest(name, FUNCTIONS)
+        )
+    if path == EVENT or path.startswith(f"{EVENT}."):
+        field = re.match(r"\s*(?:event)?\s*\.\s*(\w+)", at)
+        known = tuple(EVENT_FIELDS)
+        every = f"it has {', '.join(known)}"
+        if field is None:
+            return FilterError("event is not a value of its own", line, column, f"{every}")
+        hint = _nearest(field[1], known) or every
+        return FilterError(f"event has no field {field[1]!r}", line, column + field.start(1), hint)
+    hint = f"write data.{name} for a field of that name" if name in _TYPE_NAMES else ""
+    return FilterError(f"unknown name {path!r}", line, column, hint)
 
 
 def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
@@ -163,31 +206,8 @@ def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     return f"did you mean {lowered[close[0]]!r}?" if close else ""
 
 
-def _check_event(ast: CheckedAst, text: str) -> None:
-    """`event` is a set of known fields, not a value: anything but `event.field` and `has(event.field)` is refused."""
-    whole = f"{engine.CONTAINER}.{engine.EVENT}"
-    fields = tuple(engine.EVENT_FIELDS)
-    allowed: set[int] = set()
-    for node in walk(ast.root):
-        if isinstance(node, Select) and isinstance(node.operand, Ident) and node.operand.name == whole:
-            if node.field not in fields:
-                hint = _nearest(node.field, fields) or f"it has {', '.join(fields)}"
-                raise FilterError(
-                    f"event has no field {node.field!r}", *_place(ast, node, text), hint=hint
-                )
-            allowed.add(node.operand.id)
-        elif isinstance(node, Ident) and node.name == whole and node.id not in allowed:
-            raise FilterError(
-                "event is not a value of its own",
-                *_place(ast, node, text),
-                hint=f"use one of its fields: {', '.join(fields)}",
-            )
-
-
 def _check_limits(ast: CheckedAst, text: str) -> None:
-    count = 0
-    for node in _written(ast.root):
-        count += 1
+    for count, node in enumerate(_written(ast.root), start=1):
         if count > NODES_MAX:
             raise FilterError(
                 f"a filter has at most {NODES_MAX} operations and operands",

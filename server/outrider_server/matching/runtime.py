@@ -15,6 +15,8 @@ import re
 from datetime import UTC, datetime, tzinfo
 from typing import Final, Protocol
 
+from typing_extensions import override
+
 from outrider_server.domain.event import NewEvent
 from outrider_server.matching.checked_ast import Uint
 
@@ -40,7 +42,7 @@ UINT_MAX = (1 << 64) - 1
 _SECOND = 1_000_000_000
 _TIMESTAMP_MIN = -62_135_596_800 * _SECOND
 _TIMESTAMP_MAX = 253_402_300_799 * _SECOND + 999_999_999
-_DURATION_MAX = 315_576_000_000 * _SECOND
+_DURATION_MAX = 315_576_000_000 * _SECOND + 999_999_999
 
 
 class _Error:
@@ -48,6 +50,7 @@ class _Error:
 
     __slots__ = ()
 
+    @override
     def __repr__(self) -> str:
         return "ERROR"
 
@@ -56,7 +59,7 @@ ERROR: Final = _Error()
 """An evaluation error as a value. It equals nothing and has no class that an operator accepts."""
 
 
-class OverBudget(Exception):  # noqa: N818 - not an error: the filter asked for more than it was given
+class OverBudget(Exception):
     """An evaluation needs more than its budget; it counts as no match."""
 
 
@@ -72,10 +75,13 @@ class Duration(int):
     __slots__ = ()
 
 
-class CelType(str):
-    """A CEL type as a value, named as CEL names it."""
+class CelType:
+    """A CEL type as a value, named as CEL names it. One object a type: equal means identical."""
 
-    __slots__ = ()
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class Pattern(Protocol):
@@ -195,20 +201,20 @@ def index(x: object, key: object) -> object:
         return x.get(key, ERROR) if key.__class__ is str else ERROR
     if isinstance(x, list):
         if key.__class__ is float:
-            if not key.is_integer():  # type: ignore[attr-defined]
+            if not key.is_integer():
                 return ERROR
-            key = int(key)  # type: ignore[call-overload]
+            key = int(key)
         elif key.__class__ is not int and key.__class__ is not Uint:
             return ERROR
-        if 0 <= key < len(x):  # type: ignore[operator]
-            return x[key]  # type: ignore[call-overload]
+        if 0 <= key < len(x):
+            return x[key]
     return ERROR
 
 
 def size(x: object) -> object:
     """`size(x)`: code points, bytes, elements or entries."""
     if x.__class__ is str or x.__class__ is list or x.__class__ is dict or x.__class__ is bytes:
-        return len(x)  # type: ignore[arg-type]
+        return len(x)
     return ERROR
 
 
@@ -225,26 +231,19 @@ def make_map(keys: tuple[str, ...], *values: object) -> object:
 def event_time(event: NewEvent) -> object:
     """`event.time`; ERROR outside the years 1 to 9999."""
     nanoseconds = event.time_us * 1000
-    return (
-        Timestamp(nanoseconds) if _TIMESTAMP_MIN <= nanoseconds <= _TIMESTAMP_MAX else ERROR
-    )
-
-
-def event_has(event: NewEvent, field: str) -> bool:
-    """`has(event.field)`: whether the module gave it."""
-    return field in ("time", "timestamp") or bool(getattr(event, field))
+    return Timestamp(nanoseconds) if _TIMESTAMP_MIN <= nanoseconds <= _TIMESTAMP_MAX else ERROR
 
 
 # Arithmetic
 
 
 def _unsigned(x: object) -> bool:
-    return x.__class__ is Uint or (x.__class__ is int and x > INT_MAX)  # type: ignore[operator]
+    return x.__class__ is Uint or (x.__class__ is int and x > INT_MAX)
 
 
 def _whole(x: object, y: object) -> int:
     """1 for two signed integers, 2 for two unsigned ones, 0 for anything else."""
-    if x.__class__ is int and y.__class__ is int and x <= INT_MAX and y <= INT_MAX:  # type: ignore[operator]
+    if x.__class__ is int and y.__class__ is int and x <= INT_MAX and y <= INT_MAX:
         return 1
     return 2 if _unsigned(x) and _unsigned(y) else 0
 
@@ -256,13 +255,12 @@ def _bounded(kind: int, result: int) -> object:
 
 
 def _timestamp(nanoseconds: int) -> object:
-    return (
-        Timestamp(nanoseconds) if _TIMESTAMP_MIN <= nanoseconds <= _TIMESTAMP_MAX else ERROR
-    )
+    return Timestamp(nanoseconds) if _TIMESTAMP_MIN <= nanoseconds <= _TIMESTAMP_MAX else ERROR
 
 
 def _duration(nanoseconds: int) -> object:
-    return Duration(nanoseconds) if -_DURATION_MAX <= nanoseconds <= _DURATION_MAX else ERROR
+    # The language bounds the result of arithmetic to int64 nanoseconds, 292 years, and only what is read to 10,000.
+    return Duration(nanoseconds) if INT_MIN <= nanoseconds <= INT_MAX else ERROR
 
 
 def add(budget: Budget, x: object, y: object) -> object:
@@ -308,7 +306,7 @@ def multiply(x: object, y: object) -> object:
     if kind:
         return _bounded(kind, x * y)  # type: ignore[operator]
     if x.__class__ is float and y.__class__ is float:
-        return x * y  # type: ignore[operator]
+        return x * y
     return ERROR
 
 
@@ -318,14 +316,14 @@ def divide(x: object, y: object) -> object:
     if kind:
         if y == 0:
             return ERROR
-        quotient = abs(x) // abs(y)  # type: ignore[arg-type]
+        quotient: int = abs(x) // abs(y)  # type: ignore[arg-type]
         return _bounded(kind, quotient if (x < 0) == (y < 0) else -quotient)  # type: ignore[operator]
     if x.__class__ is float and y.__class__ is float:
         if y == 0.0:
-            if x == 0.0 or x != x:  # noqa: PLR0124 - a NaN
+            if x == 0.0 or x != x:
                 return math.nan
-            return math.copysign(math.inf, x) * math.copysign(1.0, y)  # type: ignore[arg-type]
-        return x / y  # type: ignore[operator]
+            return math.copysign(math.inf, x) * math.copysign(1.0, y)
+        return x / y
     return ERROR
 
 
@@ -334,16 +332,16 @@ def modulo(x: object, y: object) -> object:
     kind = _whole(x, y)
     if not kind or y == 0 or (kind == 1 and x == INT_MIN and y == -1):
         return ERROR
-    rest = abs(x) % abs(y)  # type: ignore[arg-type]
+    rest: int = abs(x) % abs(y)  # type: ignore[arg-type]
     return _bounded(kind, -rest if x < 0 else rest)  # type: ignore[operator]
 
 
 def negate(x: object) -> object:
     """`-x`."""
     if x.__class__ is float:
-        return -x  # type: ignore[operator]
-    if x.__class__ is int and INT_MIN < x <= INT_MAX:  # type: ignore[operator]
-        return -x  # type: ignore[operator]
+        return -x
+    if x.__class__ is int and INT_MIN < x <= INT_MAX:
+        return -x
     return ERROR
 
 
@@ -353,23 +351,23 @@ def negate(x: object) -> object:
 def starts_with(x: object, y: object) -> object:
     """`x.startsWith(y)`."""
     if x.__class__ is str and y.__class__ is str:
-        return x.startswith(y)  # type: ignore[attr-defined]
+        return x.startswith(y)
     return ERROR
 
 
 def ends_with(x: object, y: object) -> object:
     """`x.endsWith(y)`."""
     if x.__class__ is str and y.__class__ is str:
-        return x.endswith(y)  # type: ignore[attr-defined]
+        return x.endswith(y)
     return ERROR
 
 
 def contains(budget: Budget, x: object, y: object) -> object:
     """`x.contains(y)`."""
     if x.__class__ is str and y.__class__ is str:
-        if len(x) > 1024:  # type: ignore[arg-type]
-            spend(budget, len(x) >> 6)  # type: ignore[arg-type]
-        return y in x  # type: ignore[operator]
+        if len(x) > 1024:
+            spend(budget, len(x) >> 6)
+        return y in x
     return ERROR
 
 
@@ -377,8 +375,8 @@ def matches(budget: Budget, pattern: Pattern, x: object) -> object:
     """`x.matches(pattern)`, the pattern compiled once."""
     if x.__class__ is not str:
         return ERROR
-    spend(budget, 8 + (len(x) >> 4))  # type: ignore[arg-type]
-    return pattern.search(x.encode()) is not None  # type: ignore[attr-defined]
+    spend(budget, 8 + (len(x) >> 4))
+    return pattern.search(x.encode()) is not None
 
 
 # Conversions and types
@@ -396,8 +394,8 @@ _TYPES: Final = {
     Duration: CelType("google.protobuf.Duration"),
     CelType: CelType("type"),
 }
-TYPE_NAMES: Final = frozenset(_TYPES.values()) | {"int"}
 _INT_TYPE: Final = CelType("int")
+TYPES_BY_NAME: Final = {kind.name: kind for kind in (*_TYPES.values(), _INT_TYPE)}
 
 _WHOLE_TEXT: Final = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]{1,20})[ \t\n\v\f\r]*\Z")
 _DOUBLE_TEXT: Final = re.compile(
@@ -418,7 +416,7 @@ def type_of(x: object) -> object:
     if x is ERROR:
         return ERROR
     if x.__class__ is int:
-        return _TYPES[Uint] if x > INT_MAX else _INT_TYPE  # type: ignore[operator]
+        return _TYPES[Uint] if x > INT_MAX else _INT_TYPE
     return _TYPES.get(x.__class__, ERROR)
 
 
@@ -432,7 +430,7 @@ def to_int(x: object) -> object:
         return int(x) if x <= INT_MAX else ERROR
     if isinstance(x, float):
         return int(x) if -9223372036854775808.0 < x < 9223372036854775808.0 else ERROR
-    if x.__class__ is str and (found := _WHOLE_TEXT.match(x)):  # type: ignore[arg-type]
+    if x.__class__ is str and (found := _WHOLE_TEXT.match(x)):
         number = int(found[1])
         return number if INT_MIN <= number <= INT_MAX else ERROR
     return ERROR
@@ -441,10 +439,10 @@ def to_int(x: object) -> object:
 def to_uint(x: object) -> object:
     """`uint(x)`."""
     if x.__class__ is int or x.__class__ is Uint:
-        return Uint(x) if x >= 0 else ERROR  # type: ignore[operator,call-overload]
+        return Uint(x) if x >= 0 else ERROR
     if isinstance(x, float):
         return Uint(x) if 0.0 <= x < 18446744073709551616.0 else ERROR
-    if x.__class__ is str and (found := _WHOLE_TEXT.match(x)):  # type: ignore[arg-type]
+    if x.__class__ is str and (found := _WHOLE_TEXT.match(x)):
         number = int(found[1])
         if number <= UINT_MAX and not found[1].startswith("-"):
             return Uint(number)
@@ -492,19 +490,19 @@ def to_bool(x: object) -> object:
     """`bool(x)`."""
     if x.__class__ is bool:
         return x
-    return _BOOLS.get(x, ERROR) if x.__class__ is str else ERROR  # type: ignore[call-overload]
+    return _BOOLS.get(x, ERROR) if x.__class__ is str else ERROR
 
 
 def to_bytes(x: object) -> object:
     """`bytes(x)`."""
     if x.__class__ is bytes:
         return x
-    return x.encode() if x.__class__ is str else ERROR  # type: ignore[attr-defined]
+    return x.encode() if x.__class__ is str else ERROR
 
 
 def _double_text(x: float) -> str:
     """The shortest digits that read back as `x`, with an exponent from 1e6 and below 1e-4."""
-    if x != x:  # noqa: PLR0124 - a NaN
+    if x != x:
         return "nan"
     if math.isinf(x):
         return "inf" if x > 0 else "-inf"
@@ -524,7 +522,9 @@ def _double_text(x: float) -> str:
         rest = digits[power + 1 :]
         return sign + digits[: power + 1] + ("." + rest if rest else "")
     rest = digits[1:]
-    return f"{sign}{digits[0]}{'.' + rest if rest else ''}e{'-' if power < 0 else '+'}{abs(power):02d}"
+    return (
+        f"{sign}{digits[0]}{'.' + rest if rest else ''}e{'-' if power < 0 else '+'}{abs(power):02d}"
+    )
 
 
 # Timestamps and durations
@@ -550,7 +550,7 @@ def to_timestamp(x: object) -> object:
     if x.__class__ is Timestamp:
         return x
     if x.__class__ is int:
-        return _timestamp(x * _SECOND) if x <= INT_MAX else ERROR  # type: ignore[operator]
+        return _timestamp(x * _SECOND) if x <= INT_MAX else ERROR
     if not isinstance(x, str) or len(x) > _TIME_TEXT_MAX or not (found := _TIMESTAMP_TEXT.match(x)):
         return ERROR
     year, month, day, hour, minute, second = (int(part) for part in found.groups()[:6])
@@ -591,9 +591,9 @@ def to_duration(x: object) -> object:
         if found[2]:
             total += int(found[2]) * unit // 10 ** len(found[2])
         at = found.end()
-    if at == 0:
+    if at == 0 or total > _DURATION_MAX:
         return ERROR
-    return _duration(-total if negative else total)
+    return Duration(-total if negative else total)
 
 
 def _fraction_text(nanoseconds: int) -> str:
@@ -648,10 +648,10 @@ def _civil(days: int) -> tuple[int, int, int, int]:
 def time_part(x: object, part: str, zone: tzinfo | int | None) -> object:
     """`x.getHours("zone")` and its kin; `zone` is an offset in seconds, a named zone, or not given."""
     if x.__class__ is Duration:
-        return _duration_part(int(x), part) if zone is None else ERROR  # type: ignore[call-overload]
+        return _duration_part(int(x), part) if zone is None else ERROR
     if x.__class__ is not Timestamp:
         return ERROR
-    seconds, nanoseconds = divmod(int(x), _SECOND)  # type: ignore[call-overload]
+    seconds, nanoseconds = divmod(int(x), _SECOND)
     if isinstance(zone, int):
         seconds += zone
     elif zone is not None:

@@ -19,11 +19,14 @@ from outrider_server.domain.sequence import microseconds_of
 class Lane:
     """One endpoint's deliveries in memory, and what is known of those in owed rows.
 
-    `backlog`: unclaimed rows that could be sent at once (rows of paused subscriptions left out); `unrecorded`: those
-    of them that the record under way writes, so that no reader can find them yet. `retry_us`: when the next unclaimed
-    retry is due, None for none. `rows`: claimed rows by (shard, id); `waiting_rows`: those of them with sequences that are
-    not in the queue yet. `horizon`: sequences above it must wait until the rows between are read, None for no limit. `owing`: the next
-    record writes rows for deliveries that have left memory already.
+    - `subscriptions`: the active ones. Rows of paused subscriptions count nowhere here but in `rows`.
+    - `rows`: claimed rows by (shard, id); `waiting_rows`: those of them with sequences that are not in the queue yet;
+      `loading`: deliveries whose events are being read.
+    - `backlog`: unclaimed rows that could be sent at once; `unrecorded`: those of them that the record under way writes,
+      so that no reader can find them yet. `retry_us`: when the next unclaimed retry is due, None for none.
+    - `horizon`: while there is a backlog, sequences above it wait until the rows between are read; None for no limit.
+    - `owing`: the next record writes rows for deliveries that have left memory already; `owing_now`: the record under
+      way does. Until they can be read nothing may be loaded before them.
     """
 
     __slots__ = (
@@ -34,13 +37,16 @@ class Lane:
         "endpoint",
         "horizon",
         "in_flight",
+        "loading",
         "owing",
+        "owing_now",
         "paused",
         "queue",
         "queue_bytes",
         "retry_us",
         "rows",
         "spill",
+        "subscriptions",
         "unrecorded",
         "waiting_rows",
     )
@@ -60,6 +66,9 @@ class Lane:
         self.paused = False
         self.catching_up = False
         self.owing = False
+        self.owing_now = False
+        self.loading = 0
+        self.subscriptions: dict[int, None] = {}
         self.waiting_rows: list[OwedRow] = []
         self.horizon: int | None = None
 
@@ -73,14 +82,33 @@ class Lane:
 
     def drains(self) -> bool:
         """Whether something older than a new event waits outside the queue."""
-        return bool(self.backlog or self.spill or self.waiting_rows or self.owing)
+        return bool(
+            self.backlog
+            or self.spill
+            or self.waiting_rows
+            or self.loading
+            or self.owing
+            or self.owing_now
+        )
 
-    def next_waiting(self) -> int | None:
-        """The lowest sequence of the claimed rows that may be loaded now; None when there is none."""
-        lowest = min((row.waiting[-1] for row in self.waiting_rows), default=None)
-        if lowest is None or (self.horizon is not None and lowest > self.horizon):
-            return None
-        return lowest
+    def may_reclaim(self) -> bool:
+        """Whether spilled deliveries are next: nothing older waits outside the queue."""
+        return bool(self.spill) and not (
+            self.backlog
+            or self.waiting_rows
+            or self.loading
+            or self.owing
+            or self.owing_now
+            or self.paused
+        )
+
+    def may_load(self, row: OwedRow) -> bool:
+        """Whether the next waiting sequence of a claimed row may be loaded now. Retries mix in at any time."""
+        if row.retry:
+            return True
+        if self.owing or self.owing_now:
+            return False
+        return not self.backlog or self.horizon is None or row.waiting[-1] <= self.horizon
 
     def push(self, delivery: Delivery) -> None:
         """Queue a delivery behind the others."""
@@ -97,23 +125,37 @@ class Lane:
             or not self.has_room()
         ):
             return False
-        return bool(self.waiting_rows) or self.wants_backlog() or self.wants_retries(now_us)
+        return (
+            any(self.may_load(row) for row in self.waiting_rows)
+            or self.wants_backlog()
+            or self.wants_retries(now_us)
+        )
 
     def wants_backlog(self) -> bool:
         """Whether unclaimed rows should be read: some can be found, and no claimed one may be loaded before them."""
-        return self.backlog > self.unrecorded and self.next_waiting() is None
+        return (
+            self.backlog > self.unrecorded
+            and not (self.owing or self.owing_now)
+            and not any(self.may_load(row) for row in self.waiting_rows)
+        )
 
     def wants_retries(self, now_us: int) -> bool:
-        """Whether a retry is due."""
-        return self.retry_us is not None and self.retry_us <= now_us
+        """Whether due retries should be read: a page at a time."""
+        return (
+            self.retry_us is not None
+            and self.retry_us <= now_us
+            and not any(row.retry for row in self.waiting_rows)
+        )
 
     def ready_in_us(self, now_us: int) -> int | None:
         """Microseconds until a request should be sent; 0 for now, None when nothing is queued or the lane is paused.
 
         The oldest event waits for company at most as long as the batch policy lets it, counted from its arrival.
         """
-        if self.paused or not self.queue:
+        if self.paused:
             return None
+        if not self.queue:
+            return 0 if self.may_reclaim() else None
         endpoint = self.endpoint
         if endpoint.mode is DeliveryMode.SINGLE:
             return 0
@@ -135,6 +177,7 @@ class Lane:
         else:
             events_max, bytes_max = self.endpoint.batch.events_max, self.endpoint.batch.bytes_max
         queue = self.queue
+        in_flight = DeliveryState.IN_FLIGHT
         taken: list[Delivery] = []
         size = 0
         while queue and len(taken) < events_max:
@@ -144,7 +187,7 @@ class Lane:
                 break
             queue.popleft()
             self.queue_bytes -= delivery.event.size
-            delivery.state = DeliveryState.IN_FLIGHT
+            delivery.state = in_flight
             taken.append(delivery)
         self.in_flight += 1
         return taken

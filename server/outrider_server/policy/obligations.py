@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
+from weakref import WeakSet
 
 from outrider_server.domain.delivery import (
     OWED_SEQUENCES_MAX,
@@ -36,6 +38,11 @@ from outrider_server.policy.lane import Lane
 OWED_ID_BITS = 20
 """An owed row's id is its record's number above this many bits, and its place in the record below."""
 
+SUBSCRIPTION_DELETED = "subscription deleted"
+POLICY_ENDED = "retry policy ended"
+REFUSED = "refused for good"
+EXPIRED = "expired"
+
 _SHARD_MASK = (1 << SHARD_BITS) - 1
 
 RetryDue = Callable[[int, int], int | None]
@@ -54,9 +61,13 @@ class Limits:
 
 
 class Route:
-    """A subscription's way to its lane. `backlog`: unclaimed rows of it that wait for room, not for a time."""
+    """A subscription's way to its lane.
 
-    __slots__ = ("active", "backlog", "deleted", "lane", "subscription", "tenant")
+    `backlog`: unclaimed rows of it that wait for room, not for a time; `unrecorded`: those of them that the record under
+    way writes. A deleted one's `backlog` only says whether its rows are to be looked for.
+    """
+
+    __slots__ = ("active", "backlog", "deleted", "lane", "subscription", "tenant", "unrecorded")
 
     def __init__(self, subscription: int, tenant: int, lane: Lane | None) -> None:
         self.subscription = subscription
@@ -65,6 +76,7 @@ class Route:
         self.active = False
         self.deleted = lane is None
         self.backlog = 0
+        self.unrecorded = 0
 
 
 @dataclass(slots=True)
@@ -86,7 +98,7 @@ class ShardRecord:
 
 @dataclass(slots=True)
 class RecordPlan:
-    """What one record transaction writes."""
+    """What one record transaction writes; `rows` are the rows in memory that it writes, shrinks or deletes."""
 
     shards: list[ShardRecord]
     attempts: list[AttemptRow]
@@ -95,7 +107,23 @@ class RecordPlan:
     owed_updates: list[tuple[int, int, tuple[int, ...]]]
     owed_deletes: list[tuple[int, int]]
     claimed: set[tuple[int, int]]
-    gone: list[tuple[Lane, OwedRow]]
+    rows: list[OwedRow]
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Look:
+    """A reading of owed rows that is under way: what happened since it began, which its result may not show.
+
+    `changed`: rows that records shrank or deleted; `inserted`: subscriptions that got rows. For a lane: `retry_us`,
+    the earliest retry that came up, and `overtaken`, whether rows came up that belong before those it may find.
+    A reader that gives up just drops it.
+    """
+
+    lane: Lane | None = None
+    changed: set[tuple[int, int]] = field(default_factory=set)
+    inserted: set[int] = field(default_factory=set)
+    retry_us: int | None = None
+    overtaken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +134,7 @@ class CatchUpQuery:
     claimed: list[int]
     backlog: bool
     retries: bool
+    look: Look
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +156,15 @@ class ToLoad:
 
     row: OwedRow
     sequence: int
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of a failed request's deliveries. `due_us`: when the first of them is tried again."""
+
+    retried: int = 0
+    dead: int = 0
+    due_us: int | None = None
 
 
 class _Books:
@@ -152,6 +190,9 @@ class Obligations:
         self.spilled: dict[Cause, int] = dict.fromkeys(Cause, 0)
         self._spilling: set[Lane] = set()
         self._parked: list[Delivery] = []
+        self._configured: set[int] = set()
+        self._looks: WeakSet[Look] = WeakSet()
+        self._ending: dict[tuple[int, int], OwedRow] = {}
         self._owed: dict[tuple[int, int, int, int, int, Cause], list[int]] = {}
         self._dead: dict[tuple[int, int, int, int, int, bool, str, int, str], list[int]] = {}
         self._dirty: dict[tuple[int, int], OwedRow] = {}
@@ -164,12 +205,13 @@ class Obligations:
     def configure(
         self, tenant: int, endpoints: Iterable[Endpoint], subscriptions: Iterable[Subscription]
     ) -> list[Lane]:
-        """Take over a tenant's whole configuration; return the lanes that may have something to send now.
+        """Take over a tenant's whole configuration; return the lanes that may have something to do now.
 
         A subscription or endpoint that is gone from it was deleted: its queued deliveries are cancelled here, its owed
         rows by `cancel` page by page (`deleted` names the subscriptions).
         """
-        woken: list[Lane] = []
+        self._configured.add(tenant)
+        woken: dict[Lane, None] = {}
         for endpoint in endpoints:
             lane = self.lanes.get(endpoint.id)
             if lane is None:
@@ -187,13 +229,16 @@ class Obligations:
             active = subscription.state is SubscriptionState.ACTIVE and not lane.paused
             if active and not route.active:
                 self._activate(route, lane)
-                woken.append(lane)
+                woken[lane] = None
             elif route.active and not active:
                 self._deactivate(route, lane)
+                woken[lane] = None
         for route in self.routes.values():
             if route.tenant == tenant and route.subscription not in present and not route.deleted:
-                self._delete(route)
-        return woken
+                assert route.lane is not None
+                self._delete(route, route.lane)
+                woken[route.lane] = None
+        return list(woken)
 
     def deleted(self) -> list[int]:
         """Subscriptions whose owed rows are to be cancelled."""
@@ -203,42 +248,49 @@ class Obligations:
 
     def _activate(self, route: Route, lane: Lane) -> None:
         route.active = True
+        lane.subscriptions[route.subscription] = None
         lane.backlog += route.backlog
-        lane.retry_us = 0  # there may be retries: the first look tells when the next is due
+        lane.unrecorded += route.unrecorded
+        # What waited while it was paused may belong before what the lane has claimed.
+        self._read_again(lane)
+        self._retry_at(lane, 0)  # there may be retries: the first look tells when the next is due
+        lane.waiting_rows += [
+            row
+            for row in lane.rows.values()
+            if row.subscription == route.subscription and row.waiting
+        ]
         if any(delivery.subscription == route.subscription for delivery in self._parked):
             lane.owing = True
 
+    def _leave(self, route: Route, lane: Lane) -> list[Delivery]:
+        """Take a subscription out of its lane; return its deliveries that waited there."""
+        if route.active:
+            route.active = False
+            del lane.subscriptions[route.subscription]
+            lane.backlog -= route.backlog
+            lane.unrecorded -= route.unrecorded
+            lane.waiting_rows = [
+                row for row in lane.waiting_rows if row.subscription != route.subscription
+            ]
+        return self._take_out(lane, route.subscription)
+
     def _deactivate(self, route: Route, lane: Lane) -> None:
-        """Take a subscription's deliveries out of its lane: fresh ones will be owed, owed ones go back to their rows."""
-        route.active = False
-        lane.backlog -= route.backlog
-        for delivery in self._take_out(lane, route.subscription):
+        """Pause a subscription: its fresh deliveries will be owed, owed ones go back to their rows."""
+        for delivery in self._leave(route, lane):
             if delivery.owed is None:
                 delivery.state = DeliveryState.SPILLED
                 self._parked.append(delivery)
             else:
                 self._put_back(lane, delivery)
-        for key, row in list(lane.rows.items()):
-            if (
-                row.subscription == route.subscription
-                and row.out == 0
-                and not row.dirty
-                and row.remaining
-            ):
-                self._forget(lane, key, row)
-                route.backlog += not row.retry
+        for row in [row for row in lane.rows.values() if row.subscription == route.subscription]:
+            self._release(lane, route, row)
 
-    def _delete(self, route: Route) -> None:
+    def _delete(self, route: Route, lane: Lane) -> None:
         """Cancel a subscription's queued deliveries; those in flight end by themselves."""
-        lane = route.lane
-        if lane is None:
-            return
-        if route.active:
-            lane.backlog -= route.backlog
-        route.active = False
+        queued = self._leave(route, lane)
         route.deleted = True
         route.backlog += 1  # at least one look for owed rows, whatever was counted
-        for delivery in self._take_out(lane, route.subscription):
+        for delivery in queued:
             self._cancel(delivery, lane.endpoint.id)
         parked, self._parked = self._parked, []
         for delivery in parked:
@@ -246,21 +298,26 @@ class Obligations:
                 self._cancel(delivery, lane.endpoint.id)
             else:
                 self._parked.append(delivery)
-        for row in [row for row in lane.waiting_rows if row.subscription == route.subscription]:
-            for sequence in row.waiting:
-                row.remaining.discard(sequence)
-                self._note_dead(
-                    row.shard,
-                    row.tenant,
-                    lane.endpoint.id,
-                    row.subscription,
-                    row.attempt,
-                    "subscription deleted",
-                    sequence,
-                )
-            row.waiting = []
-            lane.waiting_rows.remove(row)
-            self._mark_dirty(row)
+        for row in lane.rows.values():
+            if row.subscription == route.subscription and row.waiting:
+                waiting, row.waiting = row.waiting, []
+                for sequence in waiting:
+                    self._cancel_waiting(row, lane.endpoint.id, sequence)
+
+    def _cancel_waiting(self, row: OwedRow, endpoint: int, sequence: int) -> None:
+        """Cancel a delivery of a deleted subscription that only its row stands for."""
+        row.remaining.discard(sequence)
+        self._note_dead(
+            row.shard,
+            row.tenant,
+            endpoint,
+            row.subscription,
+            row.attempt,
+            SUBSCRIPTION_DELETED,
+            sequence,
+            cancelled=True,
+        )
+        self._mark_dirty(row)
 
     def _take_out(self, lane: Lane, subscription: int) -> list[Delivery]:
         """Remove a subscription's deliveries from the queue and the spill of a lane."""
@@ -279,19 +336,41 @@ class Obligations:
         """Return an owed delivery that is not in flight to its row, to be loaded again."""
         row = delivery.owed
         assert row is not None
-        row.out -= 1
-        if not row.waiting:
-            lane.waiting_rows.append(row)
-        row.waiting.append(delivery.event.sequence)
-        row.waiting.sort(reverse=True)
         delivery.state = DeliveryState.SETTLED
         self._let_go(delivery.event)
+        self._wait_again(lane, row, delivery.event.sequence)
 
-    def _forget(self, lane: Lane, key: tuple[int, int], row: OwedRow) -> None:
-        """Give up the claim on a row that nothing in memory refers to."""
-        del lane.rows[key]
-        if row.waiting:
-            lane.waiting_rows.remove(row)
+    def _wait_again(self, lane: Lane, row: OwedRow, sequence: int) -> None:
+        """A sequence of a claimed row is in memory no longer."""
+        route = self.routes[row.subscription]
+        row.out -= 1
+        if route.active and not row.waiting:
+            lane.waiting_rows.append(row)
+        row.waiting.append(sequence)
+        row.waiting.sort(reverse=True)
+        if not route.active:
+            self._release(lane, route, row)
+
+    def _release(self, lane: Lane, route: Route, row: OwedRow) -> None:
+        """Give up the claim on a paused subscription's row, once nothing in memory and no record refers to it."""
+        if row.remaining and not row.out and not row.dirty and not row.planned:
+            del lane.rows[row.shard, row.id]
+            route.backlog += not row.retry
+
+    def _read_again(self, lane: Lane) -> None:
+        """Rows come up that may belong before those that the lane has claimed: read them first."""
+        lane.horizon = -1
+        for look in self._looks:
+            if look.lane is lane:
+                look.overtaken = True
+
+    def _retry_at(self, lane: Lane, due_us: int) -> None:
+        """A retry of the lane came up that nothing in memory stands for."""
+        if lane.retry_us is None or due_us < lane.retry_us:
+            lane.retry_us = due_us
+        for look in self._looks:
+            if look.lane is lane and (look.retry_us is None or due_us < look.retry_us):
+                look.retry_us = due_us
 
     # From ingest: an event gets its sequence, then commits.
 
@@ -309,16 +388,19 @@ class Obligations:
     def committed(self, event: Event, woken: set[Lane]) -> None:
         """The event is durable: queue its deliveries, and add the lanes that got one to `woken`."""
         event.open -= 1
-        if not event.targets:
+        targets = event.targets
+        if not targets:
             event.deliveries = ()
             return
+        # One hold more than deliveries until all are dealt out, or a cancelled one could drop the others' payload.
+        event.held = 1 + len(targets)
+        self.held_bytes += event.size
         deliveries = []
-        for subscription in event.targets:
+        for subscription in targets:
             delivery = Delivery(event, subscription)
             deliveries.append(delivery)
             route = self.routes.get(subscription)
-            self._hold(event)
-            if route is None or route.lane is None or route.deleted:
+            if route is None or route.deleted or route.lane is None:
                 self._cancel(delivery, 0)
                 continue
             lane = route.lane
@@ -334,37 +416,47 @@ class Obligations:
                 lane.queue_bytes += event.size
                 woken.add(lane)
         event.deliveries = deliveries
+        self._let_go(event)
 
     def relieve(self) -> None:
-        """Bring the bytes held under their bound: the lanes that hold most become owed first."""
+        """Bring the bytes held under their bound: the lanes that hold most become owed first.
+
+        What is in flight stays, and what spilled leaves with the next record.
+        """
         while self.held_bytes > self.limits.held_bytes_max:
-            lane = max(self.lanes.values(), key=lambda lane: lane.queue_bytes, default=None)
+            lane = max(self.lanes.values(), key=_queue_bytes, default=None)
             if lane is None or not lane.queue:
                 return
-            before = self.held_bytes
-            for delivery in lane.queue:
+            queued = list(lane.queue)
+            lane.queue.clear()
+            lane.queue_bytes = 0
+            for delivery in queued:
                 if delivery.owed is None:
                     self._owe_spilled(delivery, Cause.BYTE_BUDGET)
                     lane.owing = True
                 else:
                     self._put_back(lane, delivery)
-            lane.queue.clear()
-            lane.queue_bytes = 0
-            if self.held_bytes >= before:
-                return
+            if lane.owing:
+                self._read_again(lane)
 
     # To the endpoint and back.
 
     def take(self, lane: Lane) -> list[Delivery]:
         """What the lane's next request carries; empty when there is nothing to send."""
-        if not lane.queue and lane.spill:
+        if lane.spill and not lane.queue:
             self._reclaim(lane)
-        return lane.take()
+        taken = lane.take()
+        if lane.spill:
+            self._reclaim(lane)
+        return taken
 
     def settle(
         self, lane: Lane, deliveries: Sequence[Delivery], outcome: Outcome, retry_due: RetryDue
-    ) -> None:
-        """A request of `lane` ended: settle what it carried, or owe it for a retry, or bury it."""
+    ) -> Settled:
+        """A request of `lane` ended: settle what it carried, or owe it for a retry, or bury it.
+
+        `retry_due` should give equal times for equal attempts: what failed together then stays one batch and few rows.
+        """
         lane.in_flight -= 1
         endpoint = lane.endpoint
         first = deliveries[0]
@@ -374,7 +466,8 @@ class Obligations:
         number = 0
         for delivery in deliveries:
             delivery.attempt += 1
-            number = max(number, delivery.attempt)
+            if delivery.attempt > number:
+                number = delivery.attempt
         self._attempts.append(
             AttemptRow(
                 shard,
@@ -393,13 +486,13 @@ class Obligations:
             )
         )
         if outcome.verdict is Verdict.DELIVERED:
-            for delivery in deliveries:
-                self._close(delivery)
+            self._close(deliveries)
             books.delivered[tenant] = books.delivered.get(tenant, 0) + len(deliveries)
-            return
-        due_of: dict[int, int | None] = {}
+            return Settled()
+        settled = Settled()
         for delivery in deliveries:
-            self._fail(lane, delivery, outcome, retry_due, due_of)
+            self._fail(lane, delivery, outcome, retry_due, settled)
+        return settled
 
     def _fail(
         self,
@@ -407,31 +500,34 @@ class Obligations:
         delivery: Delivery,
         outcome: Outcome,
         retry_due: RetryDue,
-        due_of: dict[int, int | None],
+        settled: Settled,
     ) -> None:
         event = delivery.event
         route = self.routes.get(delivery.subscription)
         if route is None or route.deleted:
             self._cancel(delivery, lane.endpoint.id)
             return
-        # What failed together is due together, so that it stays one batch and few rows.
-        if delivery.attempt not in due_of:
-            due_of[delivery.attempt] = retry_due(delivery.attempt, microseconds_of(event.sequence))
-        due = due_of[delivery.attempt] if outcome.verdict is Verdict.RETRY else None
+        due = None
+        if outcome.verdict is Verdict.RETRY:
+            due = retry_due(delivery.attempt, microseconds_of(event.sequence))
         shard = event.sequence & _SHARD_MASK
-        self._close(delivery)
+        self._close((delivery,))
         if due is None:
-            reason = (
-                "retry policy ended" if outcome.verdict is Verdict.RETRY else "refused for good"
+            self._note_dead(
+                shard,
+                event.tenant,
+                lane.endpoint.id,
+                delivery.subscription,
+                delivery.attempt,
+                POLICY_ENDED if outcome.verdict is Verdict.RETRY else REFUSED,
+                event.sequence,
+                status=outcome.status,
+                detail=outcome.detail,
             )
-            key = (
-                shard, event.tenant, lane.endpoint.id, delivery.subscription, delivery.attempt, False, reason,
-                outcome.status, outcome.detail,
-            )  # fmt: skip
-            self._dead.setdefault(key, []).append(event.sequence)
-            books = self._books_of(shard)
-            books.dead[event.tenant] = books.dead.get(event.tenant, 0) + 1
+            settled.dead += 1
             return
+        settled.retried += 1
+        settled.due_us = due if settled.due_us is None else min(due, settled.due_us)
         self._owe(
             shard,
             event.tenant,
@@ -442,34 +538,38 @@ class Obligations:
             event.sequence,
         )
 
-    def _close(self, delivery: Delivery) -> None:
-        """A delivery's fate is known and goes into the next record: it is open no longer.
+    def _close(self, deliveries: Sequence[Delivery]) -> None:
+        """The fate of deliveries is known and goes into the next record: they are open no longer.
 
-        The one place where a delivery leaves memory.
+        The one place where a delivery leaves memory for good (`_put_back` only returns it to its row).
         """
-        event = delivery.event
-        row = delivery.owed
-        delivery.state = DeliveryState.SETTLED
-        if row is None:
-            event.open -= 1
-        else:
-            row.out -= 1
-            row.remaining.discard(event.sequence)
-            self._mark_dirty(row)
-        self._let_go(event)
+        settled = DeliveryState.SETTLED
+        for delivery in deliveries:
+            event = delivery.event
+            row = delivery.owed
+            delivery.state = settled
+            if row is None:
+                event.open -= 1
+            else:
+                row.out -= 1
+                row.remaining.discard(event.sequence)
+                self._mark_dirty(row)
+            event.held -= 1
+            if not event.held:
+                self._drop(event)
 
     def _cancel(self, delivery: Delivery, endpoint: int) -> None:
         event = delivery.event
-        shard = event.sequence & _SHARD_MASK
-        self._close(delivery)
+        self._close((delivery,))
         self._note_dead(
-            shard,
+            event.sequence & _SHARD_MASK,
             event.tenant,
             endpoint,
             delivery.subscription,
             delivery.attempt,
-            "subscription deleted",
+            SUBSCRIPTION_DELETED,
             event.sequence,
+            cancelled=True,
         )
 
     def _note_dead(
@@ -481,11 +581,17 @@ class Obligations:
         attempts: int,
         reason: str,
         sequence: int,
+        *,
+        cancelled: bool = False,
+        status: int = 0,
+        detail: str = "",
     ) -> None:
-        key = (shard, tenant, endpoint, subscription, attempts, True, reason, 0, "")
+        """A delivery ended without success: one dead letter for all that ended alike, and its count."""
+        key = (shard, tenant, endpoint, subscription, attempts, cancelled, reason, status, detail)
         self._dead.setdefault(key, []).append(sequence)
         books = self._books_of(shard)
-        books.cancelled[tenant] = books.cancelled.get(tenant, 0) + 1
+        counts = books.cancelled if cancelled else books.dead
+        counts[tenant] = counts.get(tenant, 0) + 1
 
     def _hold(self, event: Event) -> None:
         if event.held == 0:
@@ -495,9 +601,13 @@ class Obligations:
     def _let_go(self, event: Event) -> None:
         event.held -= 1
         if event.held == 0:
-            self.held_bytes -= event.size
-            event.data = b""
-            event.envelope = None
+            self._drop(event)
+
+    def _drop(self, event: Event) -> None:
+        """Nothing in memory needs the event's payload any more."""
+        self.held_bytes -= event.size
+        event.data = b""
+        event.envelope = None
 
     def _mark_dirty(self, row: OwedRow) -> None:
         row.dirty = True
@@ -527,7 +637,7 @@ class Obligations:
 
     def _owe_spilled(self, delivery: Delivery, cause: Cause) -> None:
         event = delivery.event
-        self._close(delivery)
+        self._close((delivery,))
         self._owe(
             event.sequence & _SHARD_MASK,
             event.tenant,
@@ -541,20 +651,25 @@ class Obligations:
 
     def _reclaim(self, lane: Lane) -> None:
         """Take spilled deliveries back into a lane that has room again, before anything was written for them."""
-        if lane.backlog or lane.waiting_rows or lane.owing or lane.paused:
-            return
-        while lane.spill and lane.has_room():
+        while lane.may_reclaim() and lane.has_room():
             lane.push(lane.spill.popleft())
+
+    def look(self, lane: Lane | None = None) -> Look:
+        """Begin to read owed rows: from here on the result may miss what records change."""
+        look = Look(lane)
+        self._looks.add(look)
+        return look
 
     def catch_up_query(self, lane: Lane, now_us: int) -> CatchUpQuery | None:
         """What to read for a lane; None when no reading is needed (rows may still wait to be loaded)."""
         backlog, retries = lane.wants_backlog(), lane.wants_retries(now_us)
         if not backlog and not retries:
             return None
-        subscriptions = [
-            r.subscription for r in self.routes.values() if r.lane is lane and r.active
+        claimed = [row_id for _, row_id in lane.rows]
+        claimed += [
+            row.id for row in self._ending.values() if row.subscription in lane.subscriptions
         ]
-        return CatchUpQuery(subscriptions, [row_id for _, row_id in lane.rows], backlog, retries)
+        return CatchUpQuery(list(lane.subscriptions), claimed, backlog, retries, self.look(lane))
 
     def claim(
         self,
@@ -569,14 +684,17 @@ class Obligations:
         `horizon`: where the rows stopped because there are more, the first sequence of the last one; else None.
         `retry_us`: when the next retry not found yet is due (with `query.retries`).
         """
-        if query.backlog:
-            lane.horizon = horizon
-        if query.retries:
-            lane.retry_us = retry_us
+        look = query.look
+        self._looks.discard(look)
         for found in rows:
             key = (found.shard, found.id)
+            if key in look.changed:
+                look.overtaken = True  # it may stand there still, with less in it
+                continue
             route = self.routes.get(found.subscription)
-            if key in lane.rows or route is None or not route.active or route.lane is not lane:
+            if route is None or not route.active or route.lane is not lane:
+                continue
+            if key in lane.rows or key in self._ending:
                 continue
             row = OwedRow(
                 found.shard,
@@ -590,23 +708,41 @@ class Obligations:
             row.waiting = sorted(found.sequences, reverse=True)
             lane.rows[key] = row
             lane.waiting_rows.append(row)
-            if found.due_us == 0:
+            if not row.retry:
                 route.backlog -= 1
                 lane.backlog -= 1
+        if query.backlog:
+            lane.horizon = -1 if look.overtaken else horizon
+        if query.retries:
+            lane.retry_us = retry_us
+            if look.retry_us is not None:
+                self._retry_at(lane, look.retry_us)
 
     def to_load(self, lane: Lane, deliveries_max: int) -> list[ToLoad]:
-        """Deliveries of claimed rows, in sequence order, for which the lane has room; their events are to be read."""
+        """Deliveries of claimed rows, in sequence order, for which the lane has room; their events are to be read.
+
+        Give them all to `loaded`, whatever came of the reading.
+        """
         room = min(lane.room()[0], deliveries_max)
+        waiting = [
+            (row.waiting[-1], place, row)
+            for place, row in enumerate(lane.waiting_rows)
+            if lane.may_load(row)
+        ]
+        heapify(waiting)
         loading: list[ToLoad] = []
-        rows = [row for row in lane.waiting_rows if self.routes[row.subscription].active]
-        while len(loading) < room and rows:
-            row = min(rows, key=_next_sequence)
-            if lane.horizon is not None and row.waiting[-1] > lane.horizon:
-                break
-            loading.append(ToLoad(row, row.waiting.pop()))
-            if not row.waiting:
-                rows.remove(row)
-                lane.waiting_rows.remove(row)
+        while waiting and len(loading) < room:
+            sequence, place, row = waiting[0]
+            loading.append(ToLoad(row, sequence))
+            row.waiting.pop()
+            row.out += 1
+            if row.waiting and lane.may_load(row):
+                heapreplace(waiting, (row.waiting[-1], place, row))
+            else:
+                heappop(waiting)
+        if loading:
+            lane.waiting_rows = [row for row in lane.waiting_rows if row.waiting]
+            lane.loading += len(loading)
         return loading
 
     def loaded(
@@ -616,62 +752,55 @@ class Obligations:
 
         What lies beyond `last` waits again. An event at or below it that was not found is gone with its partition.
         """
+        lane.loading -= len(loading)
         for item in loading:
             row = item.row
             route = self.routes[row.subscription]
             event = events.get(item.sequence)
             if route.deleted:
-                row.remaining.discard(item.sequence)
-                self._note_dead(
-                    row.shard, row.tenant, lane.endpoint.id, row.subscription, row.attempt, "subscription deleted",
-                    item.sequence,
-                )  # fmt: skip
-                self._mark_dirty(row)
+                row.out -= 1
+                self._cancel_waiting(row, lane.endpoint.id, item.sequence)
             elif not route.active or (event is None and last is not None and item.sequence > last):
-                if not row.waiting:
-                    lane.waiting_rows.append(row)
-                row.waiting.append(item.sequence)
-                row.waiting.sort(reverse=True)
+                self._wait_again(lane, row, item.sequence)
             elif event is None:
+                row.out -= 1
                 self._expire(row, lane.endpoint.id, item.sequence)
             else:
-                delivery = Delivery(event, row.subscription, row.attempt, row)
-                row.out += 1
                 self._hold(event)
-                lane.push(delivery)
+                lane.push(Delivery(event, row.subscription, row.attempt, row))
 
     def _expire(self, row: OwedRow, endpoint: int, sequence: int) -> None:
-        key = (
-            row.shard,
-            row.tenant,
-            endpoint,
-            row.subscription,
-            row.attempt,
-            False,
-            "expired",
-            0,
-            "",
-        )
-        self._dead.setdefault(key, []).append(sequence)
-        books = self._books_of(row.shard)
-        books.dead[row.tenant] = books.dead.get(row.tenant, 0) + 1
         row.remaining.discard(sequence)
+        self._note_dead(
+            row.shard, row.tenant, endpoint, row.subscription, row.attempt, EXPIRED, sequence
+        )
         self._mark_dirty(row)
 
-    def end_rows(self, rows: Iterable[FoundRow], *, expired: bool) -> int:
-        """Settle whole unclaimed rows without sending: expired (dead) or of deleted subscriptions (cancelled).
+    def end_rows(self, look: Look, rows: Iterable[FoundRow], *, expired_below: int | None) -> int:
+        """Settle what unclaimed rows hold, without sending. `look` was begun before `rows` were read.
 
-        Rows that are claimed, or whose subscription lives on, are passed over (save when expired). Returns how many
-        deliveries were settled.
+        With `expired_below`: their sequences below it are dead. Without: those of deleted subscriptions are cancelled.
+        Rows that are claimed, or changed since, are passed over: look again. Returns how many deliveries were settled.
         """
+        self._looks.discard(look)
         ended = 0
         for found in rows:
             key = (found.shard, found.id)
             route = self.routes.get(found.subscription)
             lane = route.lane if route is not None else None
-            if key in self._dirty or (lane is not None and key in lane.rows):
+            if (
+                key in look.changed
+                or key in self._ending
+                or (lane is not None and key in lane.rows)
+            ):
                 continue
-            if not expired and route is not None and not route.deleted:
+            if expired_below is None:
+                if route is not None and not route.deleted:
+                    continue
+                ending = found.sequences
+            else:
+                ending = [sequence for sequence in found.sequences if sequence < expired_below]
+            if not ending:
                 continue
             row = OwedRow(
                 found.shard,
@@ -681,34 +810,32 @@ class Obligations:
                 found.sequences,
                 found.attempt,
             )
+            row.retry = found.due_us > 0
+            self._ending[key] = row  # nobody claims it until the record that changes it is durable
             endpoint = lane.endpoint.id if lane is not None else 0
-            if lane is not None:
-                lane.rows[key] = row  # claimed until the record that deletes it
-            for sequence in found.sequences:
-                if expired:
-                    self._expire(row, endpoint, sequence)
+            for sequence in ending:
+                if expired_below is None:
+                    self._cancel_waiting(row, endpoint, sequence)
                 else:
-                    row.remaining.discard(sequence)
-                    self._note_dead(
-                        row.shard,
-                        row.tenant,
-                        endpoint,
-                        row.subscription,
-                        row.attempt,
-                        "subscription deleted",
-                        sequence,
-                    )
-                ended += 1
-            self._mark_dirty(row)
-            if expired and route is not None and found.due_us == 0 and route.backlog:
-                route.backlog -= 1
-                if route.active and lane is not None:
-                    lane.backlog -= 1
+                    self._expire(row, endpoint, sequence)
+            ended += len(ending)
+            if route is not None and not row.retry:
+                self._count_row(route, -1)
         return ended
 
-    def cancelled_all(self, subscription: int) -> None:
-        """No owed row of a deleted subscription was found any more."""
-        self.routes[subscription].backlog = 0
+    def cancelled_all(self, subscription: int, look: Look) -> None:
+        """No owed row of a deleted subscription was found in a reading that began with `look`."""
+        self._looks.discard(look)
+        if subscription not in look.inserted:
+            self.routes[subscription].backlog = 0
+
+    def _count_row(self, route: Route, change: int) -> None:
+        """An unclaimed row that waits for room came up, or went."""
+        if route.deleted:
+            return
+        route.backlog += change
+        if route.active and route.lane is not None:
+            route.lane.backlog += change
 
     # Records.
 
@@ -720,11 +847,16 @@ class Obligations:
         assert self._plan is None, "one record at a time"
         self._owe_spills()
         for lane in self.lanes.values():
-            lane.owing = False  # from here on `backlog` counts those rows
+            lane.owing_now, lane.owing = lane.owing, False
         inserts: list[OwedInsert] = []
         counters: dict[int, int] = {}
-        claimed = self._owe_old_ends(now_us, inserts, counters)
+        rows = self._owe_old_ends(now_us, inserts, counters)
+        claimed = {(row.shard, row.id) for row in rows}
         for (shard, tenant, subscription, attempt, due_us, cause), sequences in self._owed.items():
+            route = self.routes.get(subscription)
+            if route is None or route.deleted:
+                self._cancel_owed(route, shard, tenant, subscription, attempt, sequences)
+                continue
             sequences.sort()
             for start in range(0, len(sequences), OWED_SEQUENCES_MAX):
                 chunk = tuple(sequences[start : start + OWED_SEQUENCES_MAX])
@@ -732,8 +864,12 @@ class Obligations:
                 inserts.append(
                     OwedInsert(shard, row_id, tenant, subscription, chunk, attempt, due_us, cause)
                 )
-                self._count_unclaimed(subscription, due_us)
-        updates, deletes, gone = self._dirty_rows()
+                if not due_us:
+                    self._count_row(route, 1)
+                    route.unrecorded += 1
+                    if route.active:
+                        _lane_of(route).unrecorded += 1
+        updates, deletes = self._dirty_rows(rows)
         dead = [
             DeadLetter(shard, tenant, endpoint, subscription, tuple(seqs), attempts, cancelled, reason, status, detail)
             for (shard, tenant, endpoint, subscription, attempts, cancelled, reason, status, detail), seqs
@@ -748,26 +884,61 @@ class Obligations:
         self._owed, self._dead, self._dirty, self._books = {}, {}, {}, {}
         if not shards:
             return None
-        self._plan = RecordPlan(shards, attempts, dead, inserts, updates, deletes, claimed, gone)
+        self._plan = RecordPlan(shards, attempts, dead, inserts, updates, deletes, claimed, rows)
         return self._plan
 
     def recorded(self, plan: RecordPlan) -> list[Lane]:
         """The plan is durable. Returns the lanes that got rows, which may want to catch up."""
         assert plan is self._plan, "this plan is not the one under way"
         self._plan = None
-        for lane, row in plan.gone:
-            lane.rows.pop((row.shard, row.id), None)
         woken: dict[Lane, None] = {}
+        for lane in self.lanes.values():
+            if lane.owing_now:
+                lane.owing_now = False
+                woken[lane] = None
         for insert in plan.owed_inserts:
-            route = self.routes.get(insert.subscription)
-            if route is None or route.lane is None or (insert.shard, insert.id) in plan.claimed:
-                continue
-            lane = route.lane
-            lane.unrecorded = 0
-            if insert.due_us and (lane.retry_us is None or insert.due_us < lane.retry_us):
-                lane.retry_us = insert.due_us
-            woken[lane] = None
+            if (insert.shard, insert.id) not in plan.claimed:
+                self._row_inserted(insert, woken)
+        for look in self._looks:
+            look.changed.update((shard, row_id) for shard, row_id, _ in plan.owed_updates)
+            look.changed.update(plan.owed_deletes)
+            look.inserted.update(insert.subscription for insert in plan.owed_inserts)
+        for row in plan.rows:
+            self._row_written(row, woken)
         return list(woken)
+
+    def _row_inserted(self, insert: OwedInsert, woken: dict[Lane, None]) -> None:
+        """A row is durable that nothing in memory stands for."""
+        route = self.routes[insert.subscription]
+        lane = _lane_of(route)
+        if route.active:
+            lane.unrecorded -= route.unrecorded
+        route.unrecorded = 0
+        if route.deleted:
+            route.backlog += 1  # whoever looked before may not have found it
+        if insert.due_us:
+            self._retry_at(lane, insert.due_us)
+        woken[lane] = None
+
+    def _row_written(self, row: OwedRow, woken: dict[Lane, None]) -> None:
+        """A row in memory and in the log are the same again: only now may a reader find what is left of it."""
+        key = (row.shard, row.id)
+        row.planned = False
+        route = self.routes.get(row.subscription)
+        lane = route.lane if route is not None else None
+        if self._ending.pop(key, None) is not None:
+            if row.remaining and route is not None and lane is not None:
+                if row.retry:
+                    self._retry_at(lane, 0)
+                else:
+                    self._count_row(route, 1)
+                    self._read_again(lane)
+                woken[lane] = None
+        elif route is not None and lane is not None:
+            if not row.remaining:
+                lane.rows.pop(key, None)
+            elif not route.active and not route.deleted:
+                self._release(lane, route, row)
 
     def unrecorded(self) -> int:
         """Outcomes that no record holds yet: bounded by the sender, which stops above its limit."""
@@ -775,7 +946,6 @@ class Obligations:
 
     def _owe_spills(self) -> None:
         for lane in self._spilling:
-            self._reclaim(lane)
             while lane.spill:
                 self._owe_spilled(lane.spill.popleft(), Cause.LANE_FULL)
         self._spilling.clear()
@@ -785,7 +955,7 @@ class Obligations:
 
     def _owe_old_ends(
         self, now_us: int, inserts: list[OwedInsert], counters: dict[int, int]
-    ) -> set[tuple[int, int]]:
+    ) -> list[OwedRow]:
         """Write owed rows for what is still open at the old end of the windows; memory goes on with it, as claimed."""
         before_us = now_us - self.limits.window_us_max
         events_max = self.limits.window_events_max // max(
@@ -804,18 +974,18 @@ class Obligations:
                         old.setdefault(
                             (shard, event.tenant, delivery.subscription, delivery.attempt), []
                         ).append(delivery)
-        claimed: set[tuple[int, int]] = set()
+        rows: list[OwedRow] = []
         for (shard, tenant, subscription, attempt), deliveries in old.items():
-            lane = self.routes[subscription].lane
-            assert lane is not None
+            lane = _lane_of(self.routes[subscription])
             for start in range(0, len(deliveries), OWED_SEQUENCES_MAX):
                 chunk = deliveries[start : start + OWED_SEQUENCES_MAX]
                 sequences = [d.event.sequence for d in chunk]
                 row_id = self._next_id(shard, counters)
                 row = OwedRow(shard, row_id, tenant, subscription, sequences, attempt)
                 row.out = len(chunk)
+                row.planned = True
                 lane.rows[shard, row_id] = row
-                claimed.add((shard, row_id))
+                rows.append(row)
                 for delivery in chunk:
                     delivery.owed = row
                     delivery.event.open -= 1
@@ -832,42 +1002,51 @@ class Obligations:
                     )
                 )
                 self.spilled[Cause.WINDOW_PASSED] += len(chunk)
-        return claimed
+        return rows
+
+    def _cancel_owed(
+        self,
+        route: Route | None,
+        shard: int,
+        tenant: int,
+        subscription: int,
+        attempt: int,
+        sequences: list[int],
+    ) -> None:
+        """What was to be owed to a subscription that is deleted by now needs no row."""
+        endpoint = route.lane.endpoint.id if route is not None and route.lane is not None else 0
+        for sequence in sequences:
+            self._note_dead(
+                shard,
+                tenant,
+                endpoint,
+                subscription,
+                attempt,
+                SUBSCRIPTION_DELETED,
+                sequence,
+                cancelled=True,
+            )
 
     def _next_id(self, shard: int, counters: dict[int, int]) -> int:
         place = counters.get(shard, 0)
         counters[shard] = place + 1
         return ((self.windows[shard].record_no + 1) << OWED_ID_BITS) + place
 
-    def _count_unclaimed(self, subscription: int, due_us: int) -> None:
-        """A row is about to be written that nothing in memory stands for."""
-        route = self.routes.get(subscription)
-        if route is None or due_us:
-            return
-        route.backlog += 1
-        if route.active and route.lane is not None:
-            route.lane.backlog += 1
-            route.lane.unrecorded += 1
-
     def _dirty_rows(
-        self,
-    ) -> tuple[
-        list[tuple[int, int, tuple[int, ...]]], list[tuple[int, int]], list[tuple[Lane, OwedRow]]
-    ]:
+        self, rows: list[OwedRow]
+    ) -> tuple[list[tuple[int, int, tuple[int, ...]]], list[tuple[int, int]]]:
+        """The updates and deletions of rows that shrank; they join `rows`, which stay claimed until this is durable."""
         updates: list[tuple[int, int, tuple[int, ...]]] = []
         deletes: list[tuple[int, int]] = []
-        gone: list[tuple[Lane, OwedRow]] = []
-        for (shard, row_id), row in self._dirty.items():
+        for key, row in self._dirty.items():
             row.dirty = False
+            row.planned = True
+            rows.append(row)
             if row.remaining:
-                updates.append((shard, row_id, tuple(sorted(row.remaining))))
-                continue
-            deletes.append((shard, row_id))
-            route = self.routes.get(row.subscription)
-            if route is not None and route.lane is not None:
-                # It stays claimed until the deletion is durable, or a reader could find it once more.
-                gone.append((route.lane, row))
-        return updates, deletes, gone
+                updates.append((*key, tuple(sorted(row.remaining))))
+            else:
+                deletes.append(key)
+        return updates, deletes
 
     def _shard_records(self, touched: set[int]) -> list[ShardRecord]:
         records = []
@@ -912,6 +1091,9 @@ class Obligations:
                 tenant, "", b"", 0, sequence=sequence, targets=tuple(targets), deliveries=()
             )
             window.append(event)
+            assert tenant in self._configured, (
+                "configure comes first, or all would count as deleted"
+            )
             for subscription in targets:
                 if (sequence, subscription) not in settled:
                     self._owe(
@@ -929,11 +1111,14 @@ class Obligations:
         route.backlog += backlog
         if route.lane is not None and route.active:
             route.lane.backlog += backlog
-            if retry_us is not None and (
-                route.lane.retry_us is None or retry_us < route.lane.retry_us
-            ):
-                route.lane.retry_us = retry_us
+            if retry_us is not None:
+                self._retry_at(route.lane, retry_us)
 
 
-def _next_sequence(row: OwedRow) -> int:
-    return row.waiting[-1]
+def _lane_of(route: Route) -> Lane:
+    assert route.lane is not None
+    return route.lane
+
+
+def _queue_bytes(lane: Lane) -> int:
+    return lane.queue_bytes

@@ -6,6 +6,7 @@ told from a fresh one, whichever exchange it was and wherever it broke.
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -25,23 +26,38 @@ RESPONSE_DRAINED_BYTES = 64 * 1024
 class AttemptState:
     """How far an attempt has come.
 
-    `fresh_only` asks for a new connection; `reused` tells that the pool gave one that had served before; `status` is 0
-    until a response's head arrived.
+    `fresh_only` asks for a new connection; `reused` tells that the pool gave one that had served before; `transport` is
+    the connection's, once there is one; `status` is 0 until a response's head arrived.
     """
 
-    __slots__ = ("connected", "fresh_only", "reused", "status")
+    __slots__ = ("fresh_only", "reused", "status", "transport")
 
     def __init__(self) -> None:
         self.fresh_only = False
         self.reused = False
-        self.connected = False
+        self.transport: asyncio.Transport | None = None
         self.status = 0
 
     def again_on_fresh_connection(self) -> None:
         """Start over after a reused connection turned out to be closed."""
+        self.abort()
         self.fresh_only = True
         self.reused = False
-        self.connected = False
+
+    def abort(self) -> None:
+        """End the connection now.
+
+        Closing alone would first wait until everything is written, which a receiver that does not read can put off
+        for ever.
+        """
+        if self.transport is not None:
+            self.transport.abort()
+            self.transport = None
+
+    def abort_unsent(self) -> None:
+        """End the connection if the receiver answered without taking the whole request."""
+        if self.transport is not None and self.transport.get_write_buffer_size() > 0:
+            self.abort()
 
 
 current_attempt: ContextVar[AttemptState] = ContextVar("current_attempt")

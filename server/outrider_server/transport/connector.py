@@ -41,7 +41,7 @@ class PooledConnector(aiohttp.TCPConnector):
         self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> Connection:
         connection = await super().connect(req, traces, timeout)
-        current_attempt.get().connected = True
+        current_attempt.get().transport = connection.transport
         return connection
 
     @override

@@ -57,8 +57,8 @@ class DirectExchange:
                 message, payload = await protocol.read()
             state.status = message.code
             kept, ended = await read_response(payload, message.code)
-            # A receiver that answers early leaves our request unfinished on its connection.
-            reusable = ended and transport.get_write_buffer_size() == 0
+            reusable = ended
+            state.abort_unsent()
             return kept
         finally:
             if reusable:

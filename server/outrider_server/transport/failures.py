@@ -19,15 +19,15 @@ from outrider_server.transport.attempt import AttemptState
 DETAIL_LENGTH_MAX = 256
 
 
-def classify(error: Exception, state: AttemptState) -> tuple[AttemptError, str]:
+def classify(error: Exception) -> tuple[AttemptError, str]:
     """Where the attempt broke, and what to tell about it."""
-    kind, detail = _classify(error, state)
+    kind, detail = _classify(error)
     return kind, detail[:DETAIL_LENGTH_MAX]
 
 
 def timed_out(state: AttemptState, seconds: float) -> str:
     """What to tell of an attempt that took too long."""
-    if not state.connected:
+    if state.transport is None:
         moment = "while connecting"
     elif state.status == 0:
         moment = "while waiting for the response"
@@ -50,7 +50,7 @@ def is_stale(error: Exception, state: AttemptState) -> bool:
     )
 
 
-def _classify(error: Exception, state: AttemptState) -> tuple[AttemptError, str]:
+def _classify(error: Exception) -> tuple[AttemptError, str]:
     match error:
         case InvalidArgument():
             return AttemptError.INTERNAL, f"the endpoint cannot be sent to: {error.message}"

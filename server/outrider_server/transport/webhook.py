@@ -82,13 +82,18 @@ class WebhookSender:
                 signature = await self._sign(target, message_id, timestamp, body)
                 headers = _headers(target, message_id, timestamp, signature, content_type)
                 kept = await self._exchanged(target, headers, body, state)
+        except asyncio.CancelledError:
+            state.abort()
+            raise
         except Exception as error:  # noqa: BLE001 - any failure of an attempt is its outcome
             if deadline.expired() and isinstance(error, TimeoutError):
                 kind = AttemptError.TIMEOUT
                 detail = timed_out(state, endpoint.attempt_timeout_seconds)
             else:
-                kind, detail = classify(error, state)
+                kind, detail = classify(error)
+            state.abort()
             return Outcome(Verdict.RETRY, state.status, kind, self._since(started), detail)
+        state.abort_unsent()
         verdict = verdict_of(state.status)
         if verdict is Verdict.DELIVERED:
             return Outcome(verdict, state.status, AttemptError.NONE, self._since(started))
@@ -117,7 +122,7 @@ class WebhookSender:
         try:
             return await self._exchange.exchange(target, headers, body, state)
         except Exception as error:
-            if not is_stale(error, state):
+            if self._connector.closed or not is_stale(error, state):
                 raise
         # Outside the handler, so that a second failure does not carry the first as its context.
         state.again_on_fresh_connection()

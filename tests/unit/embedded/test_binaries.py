@@ -26,10 +26,6 @@ def make_programs(folder: Path, version: str = "postgres (PostgreSQL) 17.2", cod
     return folder
 
 
-def nothing_installed(name: str) -> Path | None:
-    return None
-
-
 def find(configured: Path | None = None, **packages: Path) -> Binaries:
     return find_binaries(
         configured, locate_package=packages.get, locate_system=lambda: packages.get("system")
@@ -136,8 +132,7 @@ def test_programs_the_account_cannot_reach_are_copied_once_with_their_libraries(
     tmp_path: Path,
 ) -> None:
     found, copies = wheel(tmp_path), tmp_path / "copies"
-    os.umask(before := os.umask(0o077))
-    os.umask(0o077)
+    before = os.umask(0o077)
     try:
         copied = reachable_binaries(found, SOMEBODY, copies)
     finally:

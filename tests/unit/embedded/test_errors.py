@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from outrider_server.embedded.errors import (
+    AccountUnusable,
     DiskFull,
     DiskReadOnly,
     EmbeddedPostgresError,
@@ -44,6 +45,10 @@ STAMP = "2026-01-02 03:04:05.678 UTC [12] "
         (
             "FATAL:  pre-existing shared memory block (key 1, ID 2) is still in use",
             StillRunning,
+        ),
+        (
+            "initdb: error: could not look up effective user ID 1234: user does not exist",
+            AccountUnusable,
         ),
         ("FATAL:  something unheard of", StartFailed),
         ("", StartFailed),

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from tests.support.processes import is_gone, wait_for
 
 from outrider_server.embedded import guard
 
@@ -30,14 +30,19 @@ STUBBORN = OBEDIENT.replace(
 
 @contextmanager
 def guarded(
-    tmp_path: Path, program: str, *, grace: float = 30.0, log_bytes_max: int = 1 << 20
+    tmp_path: Path,
+    program: str,
+    *,
+    interpreter: str = sys.executable,
+    grace: float = 30.0,
+    log_bytes_max: int = 1 << 20,
 ) -> Iterator[subprocess.Popen[bytes]]:
     log = tmp_path / "log"
     with log.open("ab", buffering=0) as file:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", guard.__file__]
             + [str(n) for n in (os.getpid(), -1, -1, log_bytes_max, grace)]
-            + [str(log), sys.executable, "-I", "-S", "-c", program],
+            + [str(log), interpreter, "-I", "-S", "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=file,
@@ -49,28 +54,12 @@ def guarded(
         process.kill()
         process.wait()
         process.stdout.close()
-        try:
+        with suppress(BrokenPipeError):
             process.stdin.close()
-        except BrokenPipeError:
-            pass
 
 
 def child_of(process: subprocess.Popen[bytes]) -> int:
     return int(process.stdout.readline())
-
-
-def wait_for(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
-    except FileNotFoundError:
-        return True
 
 
 def wait_until_ready(tmp_path: Path) -> None:
@@ -152,17 +141,16 @@ def test_the_log_is_kept_at_two_parts_and_the_newest_lines_stay(tmp_path: Path) 
 
 
 def test_a_program_that_cannot_be_started_says_so_in_the_log(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with log.open("ab") as file:
-        ended = subprocess.run(
-            [sys.executable, "-I", "-S", guard.__file__]
-            + [str(n) for n in (os.getpid(), -1, -1, 1 << 20, 30.0)]
-            + [str(log), str(tmp_path / "nothing")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=file,
-            check=False,
-        )
-    assert ended.returncode == 127
-    assert "FATAL:" in log.read_text()
-    assert "nothing" in log.read_text()
+    with guarded(tmp_path, "", interpreter=str(tmp_path / "nothing")) as process:
+        assert process.wait(20) == 127
+    text = (tmp_path / "log").read_text()
+    assert "FATAL:" in text
+    assert str(tmp_path / "nothing") in text
+
+
+def test_an_order_that_comes_before_the_program_is_obeyed(tmp_path: Path) -> None:
+    with guarded(tmp_path, STUBBORN) as process:
+        process.stdin.write(b"I")
+        process.stdin.flush()
+        process.stdin.close()  # were the order lost, the child would ignore the one that follows from this
+        assert process.wait(20) == -signal.SIGINT

@@ -15,6 +15,7 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from outrider_server.domain.outcome import AttemptError, Outcome, Verdict
 from outrider_server.telemetry.counters import TelemetryCounters
@@ -178,6 +179,7 @@ def test_line_is_bounded_in_length_breadth_and_depth() -> None:
 
 def test_what_cannot_be_written_is_told_by_its_type(stream: StringIO) -> None:
     class Odd:
+        @override
         def __repr__(self) -> str:
             raise RuntimeError("no")
 
@@ -217,6 +219,7 @@ def test_whatever_a_line_holds_it_is_one_line_of_json(values: dict[str, Any]) ->
 
 
 class FullDisk(StringIO):
+    @override
     def write(self, text: str) -> int:
         raise OSError(28, "No space left on device")
 
@@ -224,6 +227,7 @@ class FullDisk(StringIO):
 class ClosedPipe(StringIO):
     """Takes a line into its buffer and fails to pass it on."""
 
+    @override
     def flush(self) -> None:
         raise BrokenPipeError
 

@@ -1,0 +1,170 @@
+"""Around every call: who calls, whether their role allows it, how long it took, and what went wrong.
+
+Rule: a servicer runs only with a caller (`current_caller`), save those of open services; and nothing but a status from
+the table in errors.py leaves it. One interceptor does all of it, so that a stream pays for one wrapper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+from typing_extensions import override
+
+from outrider_server.access.keys import KeyRing, RandomBytes
+from outrider_server.access.policy import require_role
+from outrider_server.api import errors
+from outrider_server.domain.access import Caller
+from outrider_server.domain.errors import OutriderError, Unauthenticated
+
+Observe = Callable[[str, str, float], None]
+"""Told of each ended call: full method name, status code's name, seconds."""
+
+OPEN_SERVICES = frozenset(
+    {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+)
+"""Services that answer without a key: they tell nothing of any tenant."""
+
+_OWN_PACKAGE = "/outrider.v1."
+_caller: ContextVar[Caller] = ContextVar("caller")
+
+
+def current_caller() -> Caller:
+    """The caller of the call that this code runs in."""
+    return _caller.get()
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Authenticates, checks roles, maps errors and counts.
+
+    `clock` gives monotonic seconds, `random` the references by which an unexpected error is found in the log. Of
+    services beside our own that are not open, any valid key may ask.
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        *,
+        observe: Observe,
+        clock: Callable[[], float],
+        random: RandomBytes,
+        open_services: Iterable[str] = OPEN_SERVICES,
+    ) -> None:
+        self._keys = keys
+        self._observe = observe
+        self._clock = clock
+        self._random = random
+        self._open_services = frozenset(open_services)
+
+    @override
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:  # there is no such method; gRPC says so
+            return None
+        method = handler_call_details.method
+        for kind, make in _MAKERS.items():
+            inner = getattr(handler, kind)
+            if inner is not None:
+                wrap = self._generator if inspect.isasyncgenfunction(inner) else self._coroutine
+                return make(
+                    wrap(method, inner, streams=kind != "unary_unary"),
+                    request_deserializer=handler.request_deserializer,
+                    response_serializer=handler.response_serializer,
+                )
+        return handler
+
+    def _coroutine(self, method: str, inner: Callable[..., Any], *, streams: bool) -> Any:
+        async def behaviour(request: Any, context: errors.ServicerContext) -> Any:
+            async with self._around(method, context, streams=streams):
+                return await inner(request, context)
+
+        return behaviour
+
+    def _generator(self, method: str, inner: Callable[..., Any], *, streams: bool) -> Any:
+        async def behaviour(request: Any, context: errors.ServicerContext) -> AsyncIterator[Any]:
+            async with self._around(method, context, streams=streams):
+                # Closed here rather than by the garbage collector: a stream's end must not be left to chance.
+                async with contextlib.aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+
+        return behaviour
+
+    @contextlib.asynccontextmanager
+    async def _around(
+        self, method: str, context: errors.ServicerContext, *, streams: bool
+    ) -> AsyncIterator[None]:
+        started = self._clock()
+        code = grpc.StatusCode.CANCELLED.name
+        try:
+            caller = await self._authenticate(method, context)
+            with contextlib.ExitStack() as stack:
+                if caller is not None:
+                    _caller.set(caller)
+                    if streams:
+                        stack.enter_context(self._keys.hold(caller))
+                yield
+            code = grpc.StatusCode.OK.name
+        except OutriderError as error:
+            code = errors.code_of(error).name
+            await errors.abort(context, errors.status_of(error))
+        except grpc.aio.AbortError:
+            code = _name_of(context.code())
+            raise
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller must get a status and the log the trace
+            code = grpc.StatusCode.INTERNAL.name
+            reference = self._random(6).hex()
+            errors.log_unexpected(error, method, reference)
+            await errors.abort(context, errors.internal_status(reference))
+        finally:
+            self._observe(method, code, self._clock() - started)
+
+    async def _authenticate(self, method: str, context: errors.ServicerContext) -> Caller | None:
+        service = method.rpartition("/")[0].removeprefix("/")
+        if service in self._open_services:
+            return None
+        caller = await self._keys.authenticate(_bearer(context.invocation_metadata() or ()))
+        if method.startswith(_OWN_PACKAGE):
+            require_role(caller, method)
+        return caller
+
+
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "unary_unary": grpc.unary_unary_rpc_method_handler,
+    "unary_stream": grpc.unary_stream_rpc_method_handler,
+    "stream_unary": grpc.stream_unary_rpc_method_handler,
+    "stream_stream": grpc.stream_stream_rpc_method_handler,
+}
+
+
+def _bearer(metadata: Iterable[Any]) -> str:
+    values = [value for key, value in metadata if key == "authorization"]
+    scheme, _, text = str(values[0] if values else "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated(
+            "MISSING_API_KEY", "send an API key as metadata: authorization: Bearer <key>"
+        )
+    if len(values) > 1:
+        raise Unauthenticated("INVALID_API_KEY", "send one API key, not several")
+    return text.strip()
+
+
+def _name_of(code: Any) -> str:
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    return next((known.name for known in grpc.StatusCode if known.value[0] == code), "UNKNOWN")

@@ -1,0 +1,102 @@
+"""Which tenant a call is about, and changes of a tenant's configuration.
+
+Rules: a key of one tenant gets one and the same answer for every other, whether it exists or not. A change is
+answered only after this node knows it (`changed`), so that what is published after the answer is matched by it; where
+it is unknown whether a change was committed, the node is told as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from outrider_server.access.policy import require_tenant
+from outrider_server.api import names
+from outrider_server.api.interceptors import current_caller
+from outrider_server.domain.errors import NotFound, Unavailable
+from outrider_server.storage import tenants
+from outrider_server.storage.database import Connection, Database
+from outrider_server.storage.tenants import LockedTenant, StoredTenant
+
+Changed = Callable[[int], Awaitable[None]]
+"""Told the id of a tenant whose configuration may have changed; returns once the node uses the new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change under way: its transaction's connection, and the tenant it has locked."""
+
+    connection: Connection
+    locked: LockedTenant
+
+    @property
+    def tenant(self) -> StoredTenant:
+        """The tenant."""
+        return self.locked.stored
+
+
+@dataclass(slots=True)
+class Work:
+    """A transaction under way, and the tenant it changes, once that is known."""
+
+    connection: Connection
+    tenant: int | None = None
+
+
+class Tenancy:
+    """Finds tenants for callers and brings changes to the node."""
+
+    def __init__(self, database: Database, changed: Changed) -> None:
+        self._database = database
+        self._changed = changed
+
+    @property
+    def database(self) -> Database:
+        """The database, for reads."""
+        return self._database
+
+    async def resolve(self, connection: Connection, tenant: str) -> StoredTenant:
+        """The tenant of this id, if the current caller's key reaches it."""
+        found = await tenants.get(connection, tenant)
+        require_tenant(current_caller(), None if found is None else found.id)
+        if found is None:
+            raise not_found(names.tenant_name(tenant))
+        return found
+
+    @asynccontextmanager
+    async def work(self, *, dry_run: bool) -> AsyncIterator[Work]:
+        """A transaction that tells the node of the tenant it changed, when it is committed. A dry run is taken back."""
+        work: Work | None = None
+        try:
+            async with self._database.transaction(dry_run=dry_run) as connection:
+                work = Work(connection)
+                yield work
+        except (Unavailable, asyncio.CancelledError):
+            # It may have been committed all the same.
+            if work is not None and work.tenant is not None and not dry_run:
+                with contextlib.suppress(Exception):
+                    await self._changed(work.tenant)
+            raise
+        if work.tenant is not None and not dry_run:
+            await self._changed(work.tenant)
+
+    @asynccontextmanager
+    async def change(self, tenant: str, *, dry_run: bool = False) -> AsyncIterator[Change]:
+        """A change of the configuration of a tenant, one at a time, if the current caller's key reaches it."""
+        async with self.work(dry_run=dry_run) as work:
+            found = await self.resolve(work.connection, tenant)
+            locked = await tenants.lock(work.connection, found.id)
+            if locked is None:  # deleted between the two
+                raise not_found(names.tenant_name(tenant))
+            work.tenant = locked.id
+            yield Change(work.connection, locked)
+
+
+def not_found(resource: str) -> NotFound:
+    """The error of a resource that does not exist."""
+    return NotFound(
+        "RESOURCE_NOT_FOUND", f"there is no {resource}", metadata={"resource": resource}
+    )

@@ -1,0 +1,220 @@
+"""Admission: the door between the edge and the path. It outlives tenures, and says no while there is none.
+
+Rules:
+- Room is taken before a frame is read or granted, and given back when the frame is answered: what is on its way into the
+  log never exceeds `bytes_max`, however many streams there are.
+- A refusal here is for a passing reason, and nothing of the frame is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from outrider_server.domain.errors import Exhausted, OutriderError, Unavailable
+from outrider_server.domain.event import Event
+from outrider_server.domain.frame import EventRefusal, FrameResult
+from outrider_server.pipeline.ingest import EventChecker, IngestLimits, Refused, check_and_match
+from outrider_server.pipeline.large import LargeEvents
+from outrider_server.pipeline.match import Directory, TenantEntry
+from outrider_server.pipeline.persist import PendingFrame
+from outrider_server.pipeline.tenure import Tenure
+from outrider_server.telemetry.metrics import Metrics
+
+
+class Room:
+    """Bytes of frames on their way into the log. Those who wait get theirs in order."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._taken = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def taken(self) -> int:
+        """Bytes taken now."""
+        return self._taken
+
+    async def take(self, size: int) -> None:
+        """Wait for room for `size` bytes. More than there is at all is let in alone."""
+        size = min(size, self._bytes_max)
+        if not self._waiting and self._taken + size <= self._bytes_max:
+            self._taken += size
+            return
+        turn = asyncio.get_running_loop().create_future()
+        entry = (size, turn)
+        self._waiting.append(entry)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give_back(size)
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
+                self._next()
+            raise
+
+    def give_back(self, size: int) -> None:
+        """Return what was taken."""
+        self._taken -= min(size, self._bytes_max)
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting:
+            size, turn = self._waiting[0]
+            if self._taken + size > self._bytes_max:
+                return
+            self._waiting.popleft()
+            if not turn.done():
+                self._taken += size
+                turn.set_result(None)
+
+
+class Admission:
+    """Takes checked frames to the tenure of the moment."""
+
+    def __init__(
+        self,
+        *,
+        directory: Directory,
+        limits: IngestLimits,
+        room: Room,
+        large: LargeEvents,
+        metrics: Metrics,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.directory = directory
+        self.limits = limits
+        self.room = room
+        self.tenure: Tenure | None = None
+        self.draining = False
+        self.disk_full = False
+        self._large = large
+        self._metrics = metrics
+        self._monotonic = monotonic
+        self._checker = EventChecker(limits)
+
+    def closed(self) -> OutriderError | None:
+        """Why nothing is taken in now; None when the door is open."""
+        if self.draining:
+            return Unavailable(
+                "SHUTTING_DOWN", "this node is shutting down", retry_after_seconds=1.0
+            )
+        if self.tenure is None:
+            return Unavailable(
+                "NOT_READY", "this node does not hold its shards yet", retry_after_seconds=0.2
+            )
+        if self.disk_full:
+            return Exhausted("DISK_FULL", "free disk is under its floor", retry_after_seconds=5.0)
+        return None
+
+    async def last_frame(self, producer: str, session: int) -> int:
+        """The highest durable frame of a producer's session, 0 for none; raises when a later session is known."""
+        tenure = self._open()
+        known = await tenure.session(producer)
+        if session < known.number:
+            raise Unavailable("SESSION_SUPERSEDED", "a later session of this producer took over")
+        return known.last_frame if known.number == session else 0
+
+    async def submit(
+        self,
+        producer: str | None,
+        session: int,
+        number: int,
+        events: Sequence[Event],
+        entries: Sequence[TenantEntry | None],
+        refused: list[EventRefusal],
+    ) -> asyncio.Future[FrameResult]:
+        """Check and match the events of a frame, and queue it for the next transaction.
+
+        `refused` are events that the edge refused already; their `entries` are None. The answer's exception is an
+        `OutriderError`. Raises one when nothing is taken in now.
+        """
+        tenure = self._open()
+        started = self._monotonic()
+        known = await tenure.session(producer) if producer is not None else None
+        large = any(len(event.data) > self.limits.large_event_bytes for event in events)
+        refusals = refused + await self._check(
+            events, entries, {r.index for r in refused}, large=large
+        )
+        bad = {refusal.index for refusal in refusals}
+        kept = [
+            (event, place, entry)
+            for place, (event, entry) in enumerate(zip(events, entries, strict=True))
+            if place not in bad and entry is not None
+        ]
+        if any(entry.shard not in tenure.obligations.windows for _, _, entry in kept):
+            raise Unavailable(
+                "NOT_READY", "another node holds this tenant's shard", retry_after_seconds=1.0
+            )
+        if tenure is not self.tenure:
+            raise Unavailable(
+                "NOT_READY", "the node takes its shards up again; retry", retry_after_seconds=0.2
+            )
+        answer: asyncio.Future[FrameResult] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda done: self._answered(done, started, kept))
+        frame = PendingFrame(
+            known,
+            session,
+            number,
+            [event for event, _, _ in kept],
+            [place for _, place, _ in kept],
+            [entry for _, _, entry in kept],
+            refusals,
+            answer,
+            large=large,
+        )
+        tenure.persister.submit(frame)
+        return answer
+
+    def _open(self) -> Tenure:
+        closed = self.closed()
+        if closed is not None:
+            raise closed
+        assert self.tenure is not None
+        return self.tenure
+
+    async def _check(
+        self,
+        events: Sequence[Event],
+        entries: Sequence[TenantEntry | None],
+        skip: set[int],
+        *,
+        large: bool,
+    ) -> list[EventRefusal]:
+        metrics = self._metrics
+        if not large:
+            return await check_and_match(
+                events, entries, skip, self._checker, metrics.ingest, metrics.match, self._monotonic
+            )
+        refusals = []
+        for index, (event, entry) in enumerate(zip(events, entries, strict=True)):
+            if index in skip:
+                continue
+            try:
+                if entry is None:
+                    raise Refused("UNKNOWN_TENANT", "there is no such tenant")
+                await self._large.check_and_match(event, entry)
+            except Refused as refused:
+                refusals.append(EventRefusal(index, refused.reason, refused.message))
+                metrics.ingest.events_refused.add(refused.reason)
+        return refusals
+
+    def _answered(
+        self,
+        answer: asyncio.Future[FrameResult],
+        started: float,
+        kept: list[tuple[Event, int, TenantEntry]],
+    ) -> None:
+        if answer.cancelled():
+            return
+        error = answer.exception()
+        ingest = self._metrics.ingest
+        if error is None:
+            ingest.frames += 1
+            ingest.events += len(kept)
+            ingest.bytes += sum(event.size for event, _, _ in kept)
+            self._metrics.persist.ack_seconds.observe(self._monotonic() - started)
+        elif isinstance(error, OutriderError):
+            ingest.frames_refused.add(error.reason)

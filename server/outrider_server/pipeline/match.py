@@ -1,0 +1,90 @@
+"""Match: which subscriptions want an event. Holds each tenant's current index; it is swapped whole.
+
+Rule: an event is matched under one configuration version, which its row names; nothing later decides who gets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from outrider_server.domain.event import Event
+from outrider_server.domain.tenant import TenantConfiguration
+from outrider_server.matching.index import Index
+from outrider_server.telemetry.counters import MatchCounters
+
+
+class TenantEntry:
+    """A tenant as the path uses it: immutable, replaced with each change of its configuration."""
+
+    __slots__ = (
+        "configuration",
+        "event_types",
+        "id",
+        "index",
+        "name",
+        "shard",
+        "strict",
+        "version",
+    )
+
+    def __init__(self, configuration: TenantConfiguration, previous: Index | None) -> None:
+        tenant = configuration.tenant
+        self.configuration = configuration
+        self.id = tenant.id
+        self.name = tenant.name
+        self.shard = tenant.shard
+        self.strict = tenant.strict_types
+        self.version = tenant.config_version
+        self.event_types = configuration.event_types
+        self.index = Index.build(configuration.subscriptions, previous=previous)
+
+
+class Directory:
+    """The tenants of this node by name and number."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, TenantEntry] = {}
+        self.by_id: dict[int, TenantEntry] = {}
+
+    def load(self, configurations: Iterable[TenantConfiguration]) -> None:
+        """Replace everything."""
+        entries = [TenantEntry(c, self._index_of(c.tenant.id)) for c in configurations]
+        self.by_name = {entry.name: entry for entry in entries}
+        self.by_id = {entry.id: entry for entry in entries}
+
+    def replace(self, configuration: TenantConfiguration) -> bool:
+        """Take over a tenant's configuration, unless a later version is held already."""
+        held = self.by_id.get(configuration.tenant.id)
+        if held is not None and held.version > configuration.tenant.config_version:
+            return False
+        entry = TenantEntry(configuration, held.index if held else None)
+        if held is not None and held.name != entry.name:
+            self.by_name.pop(held.name, None)
+        self.by_name[entry.name] = entry
+        self.by_id[entry.id] = entry
+        return True
+
+    def remove(self, tenant: int) -> None:
+        """Forget a tenant."""
+        entry = self.by_id.pop(tenant, None)
+        if entry is not None:
+            self.by_name.pop(entry.name, None)
+
+    def _index_of(self, tenant: int) -> Index | None:
+        entry = self.by_id.get(tenant)
+        return entry.index if entry else None
+
+
+def match(entry: TenantEntry, event: Event, document: object, counters: MatchCounters) -> None:
+    """Write into the event whom it goes to, and under which configuration."""
+    targets, over_budget = entry.index.match(event, document)
+    event.targets = targets
+    event.config_version = entry.version
+    counters.events += 1
+    if targets:
+        counters.targets += len(targets)
+    else:
+        counters.unmatched += 1
+    if over_budget:
+        event.over_budget = over_budget
+        counters.over_budget += len(over_budget)

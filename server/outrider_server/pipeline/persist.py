@@ -1,0 +1,457 @@
+"""Persist: events and whom they go to, made durable in one transaction of many frames; then the frames are answered.
+
+Group commit: one transaction is under way, and what arrives meanwhile forms the next. Large events have a transaction of
+their own beside it, or 50 ms of TOAST would delay every small one. A producer's frames stay in order: while one is under
+way in either, those behind it wait.
+
+Rules:
+- Nobody is answered before the commit returned. When a commit fails, its outcome is unknown: the error rises, the tenure
+  ends, the frames are refused for a passing reason, and the log is read anew.
+- A sequence is given out here and nowhere else; the window knows it from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from uuid import UUID
+from zlib import crc32
+
+import asyncpg
+
+from outrider_server.domain.errors import OutriderError, Unavailable
+from outrider_server.domain.event import Event
+from outrider_server.domain.frame import EventRefusal, FrameResult
+from outrider_server.domain.sequence import SHARD_BITS, SHARD_COUNT, sequence_of
+from outrider_server.pipeline.clock import DatabaseClock
+from outrider_server.pipeline.match import TenantEntry
+from outrider_server.policy.lane import Lane
+from outrider_server.policy.obligations import Obligations
+from outrider_server.storage import event_log
+from outrider_server.storage.database import Connection
+from outrider_server.telemetry.counters import IngestCounters, LaneCounters, PersistCounters
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """How much one transaction takes, and how long idempotency keys are looked up."""
+
+    events_max: int = 5000
+    bytes_max: int = 8 * 1024 * 1024
+    idempotency_hours: int = 24
+
+
+class Session:
+    """A producer's session as this node knows it: the last durable frame. Shared by the producer's streams."""
+
+    __slots__ = ("busy", "last_frame", "number", "producer")
+
+    def __init__(self, producer: str, number: int, last_frame: int) -> None:
+        self.producer = producer
+        self.number = number
+        self.last_frame = last_frame
+        self.busy = False
+
+
+class PendingFrame:
+    """A checked frame on its way into the log.
+
+    `events` are its good ones, `places` their indexes in the frame, `entries` their tenants.
+    `session` is None for a unary publish. `answer` gets the `FrameResult`, or an `OutriderError` for a refusal.
+    """
+
+    __slots__ = (
+        "answer",
+        "entries",
+        "events",
+        "large",
+        "number",
+        "places",
+        "refusals",
+        "result",
+        "session",
+        "session_number",
+        "size",
+    )
+
+    def __init__(
+        self,
+        session: Session | None,
+        session_number: int,
+        number: int,
+        events: list[Event],
+        places: list[int],
+        entries: list[TenantEntry],
+        refusals: list[EventRefusal],
+        answer: asyncio.Future[FrameResult],
+        *,
+        large: bool,
+    ) -> None:
+        self.session = session
+        self.session_number = session_number
+        self.number = number
+        self.events = events
+        self.places = places
+        self.entries = entries
+        self.refusals = refusals
+        self.answer = answer
+        self.large = large
+        self.size = sum(event.size for event in events)
+        self.result: FrameResult | None = None
+
+    def shards(self) -> set[int]:
+        """The shards it writes to. A frame without a good event still moves its producer's row, in a shard of its own."""
+        shards = {entry.shard for entry in self.entries}
+        if not shards and self.session is not None:
+            shards.add(crc32(self.session.producer.encode()) % SHARD_COUNT)
+        return shards
+
+
+class Persister:
+    """Owns the two queues of frames and the two connections they are written over."""
+
+    def __init__(
+        self,
+        *,
+        obligations: Obligations,
+        clock: DatabaseClock,
+        limits: GroupLimits,
+        enqueued: Callable[[Iterable[Lane]], None],
+        ingest: IngestCounters,
+        counters: PersistCounters,
+        lanes: LaneCounters,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._obligations = obligations
+        self._clock = clock
+        self._limits = limits
+        self._enqueued = enqueued
+        self._ingest = ingest
+        self._counters = counters
+        self._lanes = lanes
+        self._monotonic = monotonic
+        self._small: deque[PendingFrame] = deque()
+        self._large: deque[PendingFrame] = deque()
+        self._wake_small = asyncio.Event()
+        self._wake_large = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._under_way = 0
+
+    def submit(self, frame: PendingFrame) -> None:
+        """Queue a frame. Bounded by the callers' byte budget and windows."""
+        self._idle.clear()
+        if frame.large:
+            self._large.append(frame)
+            self._wake_large.set()
+        else:
+            self._small.append(frame)
+            self._wake_small.set()
+
+    def waiting(self) -> int:
+        """Events that wait for a transaction."""
+        return sum(len(frame.events) for queue in (self._small, self._large) for frame in queue)
+
+    def record_time(self, shard: int) -> int:
+        """A record's time as a sequence: now, and never below a sequence that the shard gave out."""
+        return max(
+            sequence_of(self._clock.now_us(), shard), self._obligations.windows[shard].clock.last()
+        )
+
+    async def drained(self) -> None:
+        """Wait until every frame submitted so far is answered."""
+        await self._idle.wait()
+
+    async def run(self, connection: Connection, *, large: bool) -> None:
+        """Write groups for ever; rises with the first transaction whose outcome is unknown."""
+        queue, wake = (self._large, self._wake_large) if large else (self._small, self._wake_small)
+        while True:
+            await wake.wait()
+            wake.clear()
+            while group := self._next_group(queue):
+                self._under_way += 1
+                await self._write(connection, group)
+                self._under_way -= 1
+                for frame in group:
+                    if frame.session is not None:
+                        frame.session.busy = False
+                # A producer may have waited in the other queue for this group.
+                (self._wake_small if large else self._wake_large).set()
+            if not self._small and not self._large and not self._under_way:
+                self._idle.set()
+
+    def refuse_all(self, error: OutriderError) -> None:
+        """The tenure ends: refuse what waits. What is under way is refused by its writer."""
+        for queue in (self._small, self._large):
+            while queue:
+                _refuse(queue.popleft(), error)
+
+    def _next_group(self, queue: deque[PendingFrame]) -> list[PendingFrame]:
+        """Take frames in order, up to the limits; those of a producer that is busy in the other transaction stay."""
+        group: list[PendingFrame] = []
+        stay: list[PendingFrame] = []
+        mine: set[Session] = set()
+        held: set[Session] = set()
+        events = size = 0
+        while queue:
+            frame = queue[0]
+            events += len(frame.events)
+            size += frame.size
+            if group and (events > self._limits.events_max or size > self._limits.bytes_max):
+                break
+            queue.popleft()
+            session = frame.session
+            if session is not None and (session in held or (session.busy and session not in mine)):
+                held.add(session)
+                stay.append(frame)
+                continue
+            if session is not None:
+                session.busy = True
+                mine.add(session)
+            group.append(frame)
+        queue.extendleft(reversed(stay))
+        return group
+
+    async def _write(self, connection: Connection, group: list[PendingFrame]) -> None:
+        try:
+            started = self._monotonic()
+            fresh = await self._without_duplicates(connection, group)
+            if fresh:
+                try:
+                    await self._commit(connection, fresh)
+                except (asyncpg.DataError, UnicodeEncodeError, OverflowError):
+                    await self._commit_without_refused(connection, fresh)
+                self._counters.commits += 1
+                self._counters.commit_seconds.observe(self._monotonic() - started)
+        except BaseException:
+            self._counters.failures += 1
+            error = Unavailable(
+                "STORAGE_UNAVAILABLE",
+                "the database did not confirm; sending again is safe",
+                retry_after_seconds=0.2,
+            )
+            for frame in group:
+                _refuse(frame, error)
+            raise
+        for frame in fresh:
+            if frame.session is not None:
+                frame.session.number = frame.session_number
+                frame.session.last_frame = frame.number
+        self._enqueue(fresh)
+        for frame in fresh:
+            assert frame.result is not None
+            _answer(frame, frame.result)
+
+    async def _without_duplicates(
+        self, connection: Connection, group: list[PendingFrame]
+    ) -> list[PendingFrame]:
+        """Answer frames that are durable already, refuse those out of sequence; return the rest.
+
+        Decided here, where earlier frames of the producer are settled, not where frames arrive.
+        """
+        fresh: list[PendingFrame] = []
+        reach: dict[Session, int] = {}
+        for frame in group:
+            session = frame.session
+            if session is None:
+                fresh.append(frame)
+                continue
+            last = reach.get(
+                session, session.last_frame if session.number == frame.session_number else 0
+            )
+            if frame.session_number < session.number:
+                _refuse(
+                    frame,
+                    Unavailable("SESSION_SUPERSEDED", "a later session of this producer took over"),
+                )
+            elif frame.number <= last:
+                await self._answer_again(connection, frame)
+            elif frame.number > last + 1:
+                _refuse(
+                    frame,
+                    Unavailable(
+                        "FRAME_OUT_OF_SEQUENCE",
+                        f"frame {frame.number} does not follow frame {last}",
+                    ),
+                )
+            else:
+                reach[session] = frame.number
+                fresh.append(frame)
+        return fresh
+
+    async def _answer_again(self, connection: Connection, frame: PendingFrame) -> None:
+        session = frame.session
+        assert session is not None
+        known = await event_log.read_frames(
+            connection, session.producer, session.number, [frame.number]
+        )
+        self._ingest.frames_duplicate += 1
+        _answer(frame, known.get(frame.number) or FrameResult(duplicate=True))
+
+    async def _commit(self, connection: Connection, group: list[PendingFrame]) -> None:
+        """One transaction. On a data error it is rolled back, and no trace of it is left in memory."""
+        windows = self._obligations.windows
+        shards = set[int]().union(*(frame.shards() for frame in group))
+        assigned: list[Event] = []
+        await event_log.begin(connection, [(shard, windows[shard].epoch) for shard in shards])
+        try:
+            producers = _producer_rows(group)
+            if producers:
+                await event_log.set_producers(connection, producers)
+            keys = await self._deduplicate(connection, group)
+            self._assign(group, assigned)
+            key_rows = [(event.tenant, key, event.sequence) for event, key in keys]
+            at = max(
+                (event.sequence for event in assigned), default=sequence_of(self._clock.now_us(), 0)
+            )
+            frames = [
+                (
+                    at,
+                    f.session.producer,
+                    f.session_number,
+                    f.number,
+                    event_log.encode_answer(f.result),
+                )
+                for f in group
+                if f.session is not None and f.result is not None
+            ]
+            await event_log.append(connection, assigned, key_rows, frames)
+        except (asyncpg.DataError, UnicodeEncodeError, OverflowError):
+            for event in assigned:
+                self._obligations.aborted(event)
+            await event_log.rollback(connection)
+            raise
+        await event_log.commit(connection)
+        self._counters.events += len(assigned)
+
+    async def _commit_without_refused(
+        self, connection: Connection, group: list[PendingFrame]
+    ) -> None:
+        """A row that passed every check is refused by Postgres: find which, refuse that one, store the others."""
+        events = [event for frame in group for event in frame.events]
+        bad = set(map(id, await event_log.refused_alone(connection, events)))
+        for frame in group:
+            rows = list(zip(frame.events, frame.places, frame.entries, strict=True))
+            for event, place, _ in rows:
+                if id(event) in bad:
+                    frame.refusals.append(
+                        EventRefusal(
+                            place, "INVALID_ARGUMENT", "the database refuses this event's data"
+                        )
+                    )
+                    self._ingest.events_refused.add("INVALID_ARGUMENT")
+            rows = [row for row in rows if id(row[0]) not in bad]
+            frame.events = [event for event, _, _ in rows]
+            frame.places = [place for _, place, _ in rows]
+            frame.entries = [entry for _, _, entry in rows]
+        await self._commit(connection, group)
+
+    async def _deduplicate(
+        self, connection: Connection, group: list[PendingFrame]
+    ) -> list[tuple[Event, UUID]]:
+        """Find events whose idempotency key is known; returns the others that have a key, with its hash.
+
+        A known one is left out of the frame's rows: `event.sequence` holds the first one's id, or, where the first is in
+        this very group, `event.deliveries` holds that event until it has its sequence.
+        """
+        keyed = [
+            (event, _key_hash(event))
+            for frame in group
+            for event in frame.events
+            if event.idempotency_key
+        ]
+        if not keyed:
+            return []
+        since = sequence_of(
+            self._clock.now_us() - self._limits.idempotency_hours * 3_600_000_000, 0
+        )
+        known = await event_log.find_idempotent(
+            connection, [(event.tenant, key) for event, key in keyed], since
+        )
+        first: dict[tuple[int, UUID], Event] = {}
+        fresh: list[tuple[Event, UUID]] = []
+        for event, key in keyed:
+            event.sequence, event.deliveries = 0, None
+            stored = known.get((event.tenant, key))
+            if stored is not None:
+                event.sequence = stored
+            elif (event.tenant, key) in first:
+                event.deliveries = first[event.tenant, key]
+            else:
+                first[event.tenant, key] = event
+                fresh.append((event, key))
+        return fresh
+
+    def _assign(self, group: list[PendingFrame], assigned: list[Event]) -> None:
+        """Give sequences: per frame and tenant one unbroken range. Fills each frame's result and `assigned`."""
+        now_us = self._clock.now_us()
+        obligations = self._obligations
+        for frame in group:
+            by_tenant: dict[TenantEntry, list[Event]] = {}
+            repeated: list[tuple[int, Event]] = []
+            for event, place, entry in zip(frame.events, frame.places, frame.entries, strict=True):
+                if event.idempotency_key and (event.sequence or event.deliveries is not None):
+                    repeated.append((place, event))
+                    continue
+                by_tenant.setdefault(entry, []).append(event)
+            result = FrameResult(refusals=sorted(frame.refusals, key=lambda r: r.index))
+            for entry, events in by_tenant.items():
+                window = obligations.windows[entry.shard]
+                first = window.clock.take(now_us, len(events))
+                for offset, event in enumerate(events):
+                    event.sequence = first + (offset << SHARD_BITS)
+                    obligations.assigned(event)
+                    assigned.append(event)
+                result.ranges.append((entry.name, first, len(events)))
+            for place, event in repeated:
+                original = event.deliveries
+                result.duplicates.append(
+                    (place, original.sequence if original is not None else event.sequence)
+                )
+                event.deliveries = None
+            frame.result = result
+
+    def _enqueue(self, group: list[PendingFrame]) -> None:
+        """Straight from memory into the lanes."""
+        obligations = self._obligations
+        woken: set[Lane] = set()
+        for frame in group:
+            assert frame.result is not None
+            repeated = {place for place, _ in frame.result.duplicates}
+            for event, place in zip(frame.events, frame.places, strict=True):
+                if place not in repeated:
+                    obligations.committed(event, woken)
+                    self._lanes.offered += len(event.targets)
+            self._ingest.events_duplicate += len(repeated)
+        obligations.relieve()
+        self._enqueued(woken)
+
+
+def _producer_rows(group: list[PendingFrame]) -> list[tuple[str, int, int, int]]:
+    """(producer, shard, session, last frame) that a group moves its producers to."""
+    rows: dict[tuple[str, int], tuple[int, int]] = {}
+    for frame in group:
+        if frame.session is not None:
+            for shard in frame.shards():
+                rows[frame.session.producer, shard] = (frame.session_number, frame.number)
+    return [
+        (producer, shard, session, number) for (producer, shard), (session, number) in rows.items()
+    ]
+
+
+def _key_hash(event: Event) -> UUID:
+    """Sixteen bytes stand for a key of any length: 2^64 keys of a tenant before two are likely to collide."""
+    return UUID(bytes=hashlib.blake2b(event.idempotency_key.encode(), digest_size=16).digest())
+
+
+def _answer(frame: PendingFrame, result: FrameResult) -> None:
+    if not frame.answer.done():
+        frame.answer.set_result(result)
+
+
+def _refuse(frame: PendingFrame, error: OutriderError) -> None:
+    if not frame.answer.done():
+        frame.answer.set_exception(error)

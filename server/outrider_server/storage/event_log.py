@@ -1,0 +1,232 @@
+"""The log's events: appended in groups with everything that makes them durable once, read back by range.
+
+One ingest transaction is: `begin`, `set_producers`, `find_idempotent`, `append`, `commit`. It is `rollback`ed on any
+error; when the commit itself fails, whether it holds is unknown, and nobody may be told that it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from outrider_server.domain.event import EVENT_OVERHEAD_BYTES, Event
+from outrider_server.domain.frame import EventRefusal, FrameResult
+from outrider_server.domain.sequence import SHARD_BITS
+from outrider_server.storage.database import Connection
+from outrider_server.storage.queries import load
+from outrider_server.storage.shards import fence_statement
+
+_SHARD_MASK = (1 << SHARD_BITS) - 1
+
+EVENT_COLUMNS = (
+    "tenant",
+    "sequence",
+    "shard",
+    "type",
+    "time_us",
+    "source",
+    "subject",
+    "key",
+    "organization",
+    "actor",
+    "idempotency_key",
+    "attributes",
+    "targets",
+    "over_budget",
+    "config_version",
+    "data",
+)  # fmt: skip
+
+# The sequence clock of a moment that a look-up by (tenant, key) starts from.
+FrameRow = tuple[int, str, int, int, bytes]
+"""(at, producer, session, number, answer)"""
+
+
+class ProducerConflict(Exception):
+    """A producer's row was ahead of this node's memory: another writer was here."""
+
+
+class RefusedRows(Exception):
+    """Postgres refused rows of a group as data; `events` are the ones it refuses by themselves."""
+
+    def __init__(self, events: list[Event], detail: str) -> None:
+        super().__init__(detail)
+        self.events = events
+
+
+async def begin(connection: Connection, epochs: Iterable[tuple[int, int]]) -> None:
+    """Start an ingest transaction under the fence of the (shard, epoch) pairs it writes to."""
+    await connection.execute(fence_statement(epochs))
+
+
+async def commit(connection: Connection) -> None:
+    """Commit; synchronous, so what it returns from is durable."""
+    await connection.execute("COMMIT")
+
+
+async def rollback(connection: Connection) -> None:
+    """Leave the transaction."""
+    await connection.execute("ROLLBACK")
+
+
+async def set_producers(connection: Connection, rows: list[tuple[str, int, int, int]]) -> None:
+    """Advance (producer, shard, session, last frame); raises `ProducerConflict` where a row is not behind."""
+    rows.sort()
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    if len(await connection.fetch(load("set_producers"), *columns)) != len(rows):
+        raise ProducerConflict
+
+
+async def find_idempotent(
+    connection: Connection, wanted: Sequence[tuple[int, UUID]], since: int
+) -> dict[tuple[int, UUID], int]:
+    """The sequences of events stored since `since` under these (tenant, hashed key) pairs."""
+    rows = await connection.fetch(
+        load("find_idempotent"),
+        [tenant for tenant, _ in wanted],
+        [key for _, key in wanted],
+        since,
+    )
+    return {(row["tenant"], row["key"]): row["sequence"] for row in rows}
+
+
+async def append(
+    connection: Connection,
+    events: Sequence[Event],
+    keys: Sequence[tuple[int, UUID, int]],
+    frames: Sequence[FrameRow],
+) -> None:
+    """Write events, their idempotency keys as (tenant, hashed key, sequence), and the answers of their frames.
+
+    The rows are complete before COPY starts (a generator that fails inside one would hang it).
+    """
+    if events:
+        await connection.copy_records_to_table(
+            "event",
+            records=[_row(event) for event in events],
+            columns=EVENT_COLUMNS,
+        )
+    if keys:
+        await connection.copy_records_to_table(
+            "idempotency", records=keys, columns=("tenant", "key", "sequence")
+        )
+    if frames:
+        await connection.copy_records_to_table(
+            "producer_frame",
+            records=frames,
+            columns=("at", "producer", "session", "number", "ack"),
+        )
+
+
+async def refused_alone(connection: Connection, events: Sequence[Event]) -> list[Event]:
+    """Which of `events` Postgres refuses as data, found by halving inside a transaction that is rolled back."""
+    if not events:
+        return []
+    try:
+        async with connection.transaction():
+            await connection.copy_records_to_table(
+                "event",
+                records=[_row(event) for event in events],
+                columns=EVENT_COLUMNS,
+            )
+    except (asyncpg.DataError, UnicodeEncodeError, ValueError, OverflowError):
+        if len(events) == 1:
+            return list(events)
+        middle = len(events) // 2
+        first = await refused_alone(connection, events[:middle])
+        return first + await refused_alone(connection, events[middle:])
+    return []
+
+
+def _row(event: Event) -> tuple[object, ...]:
+    return (
+        event.tenant,
+        event.sequence,
+        event.sequence & _SHARD_MASK,
+        event.type,
+        event.time_us,
+        event.source or None,
+        event.subject or None,
+        event.key or None,
+        event.organization or None,
+        event.actor or None,
+        event.idempotency_key or None,
+        orjson.dumps(event.attributes).decode() if event.attributes else None,
+        event.targets,
+        event.over_budget or None,
+        event.config_version,
+        event.data,
+    )
+
+
+async def read_producer(connection: Connection, producer: str) -> tuple[int, int] | None:
+    """A producer's latest (session, last durable frame); None when it never published."""
+    row = await connection.fetchrow(load("read_producer"), producer)
+    return None if row is None else (row["session"], row["last_frame"])
+
+
+async def read_frames(
+    connection: Connection, producer: str, session: int, numbers: list[int]
+) -> dict[int, FrameResult]:
+    """What these frames were answered with; those whose answer is no longer kept are left out."""
+    rows = await connection.fetch(load("read_frames"), producer, session, numbers)
+    return {row["number"]: decode_answer(row["ack"]) for row in rows}
+
+
+def encode_answer(result: FrameResult) -> bytes:
+    """An answer as it is stored."""
+    refusals = [(r.index, r.reason, r.message) for r in result.refusals]
+    return orjson.dumps([result.ranges, refusals, result.duplicates])
+
+
+def decode_answer(data: bytes) -> FrameResult:
+    """A stored answer, marked as a repeated one."""
+    ranges, refusals, duplicates = orjson.loads(data)
+    return FrameResult(
+        ranges=[(name, first, count) for name, first, count in ranges],
+        refusals=[EventRefusal(*refusal) for refusal in refusals],
+        duplicates=[(index, sequence) for index, sequence in duplicates],
+        duplicate=True,
+    )
+
+
+async def read_window(
+    connection: Connection, tenants: list[int], checkpoint: int
+) -> list[tuple[int, int, list[int]]]:
+    """(sequence, tenant, targets) of the tenants' events above `checkpoint`, in order."""
+    rows = await connection.fetch(load("read_window"), tenants, checkpoint)
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def read_settled(connection: Connection, shard: int, first: int) -> set[tuple[int, int]]:
+    """(sequence, subscription) pairs from `first` on that attempts, dead letters or owed rows name."""
+    rows = await connection.fetch(load("read_settled"), shard, first)
+    return {(row[0], row[1]) for row in rows}
+
+
+async def load_events(
+    connection: Connection, tenant: int, sequences: list[int], bytes_max: int
+) -> list[Event]:
+    """Events by sequence, in order, as many as `bytes_max` allows (at least the first that exists)."""
+    rows = await connection.fetch(load("load_events"), tenant, sequences, bytes_max)
+    return [
+        Event(
+            tenant=row["tenant"],
+            sequence=row["sequence"],
+            type=row["type"],
+            time_us=row["time_us"],
+            source=row["source"] or "",
+            subject=row["subject"] or "",
+            key=row["key"] or "",
+            organization=row["organization"] or "",
+            actor=row["actor"] or "",
+            attributes=orjson.loads(row["attributes"]) if row["attributes"] else {},
+            config_version=row["config_version"],
+            data=row["data"],
+            size=len(row["data"]) + EVENT_OVERHEAD_BYTES,
+        )
+        for row in rows
+    ]

@@ -1,0 +1,5 @@
+-- The events of a shard above its checkpoint, by its tenants: the primary key finds them, other shards are not read.
+SELECT sequence, tenant, targets
+FROM event
+WHERE tenant = ANY($1::integer[]) AND sequence > $2
+ORDER BY sequence

@@ -1,0 +1,79 @@
+"""Shards and the node that holds them: lease, takeover, fence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from outrider_server.storage.database import Connection, boot_mark
+from outrider_server.storage.queries import load
+
+FENCED = "OR001"
+"""SQLSTATE that fence() raises when another node took a shard over."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenShard:
+    """A shard as it stood at takeover; `epoch` is the new one."""
+
+    shard: int
+    epoch: int
+    checkpoint: int
+    record_no: int
+
+
+class LeaseLost(Exception):
+    """Another boot of this node's name holds the lease."""
+
+
+def fence_statement(epochs: Iterable[tuple[int, int]]) -> str:
+    """`BEGIN` and the fence of these (shard, epoch) pairs as one simple query: one round trip.
+
+    Only integers enter the text.
+    """
+    pairs = sorted(epochs)
+    shards = ",".join(str(int(shard)) for shard, _ in pairs)
+    numbers = ",".join(str(int(epoch)) for _, epoch in pairs)
+    return f"BEGIN; SELECT fence('{{{shards}}}'::smallint[], '{{{numbers}}}'::bigint[])"
+
+
+async def database_clock_us(connection: Connection) -> int:
+    """The database's time, in microseconds since 1970."""
+    return int(
+        await connection.fetchval(
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+        )
+    )
+
+
+async def take_over(
+    connection: Connection, node: str, boot: str, address: str, lease_seconds: float
+) -> list[TakenShard]:
+    """Become `node`, and take every shard that is free, its own, or of an expired lease.
+
+    First the old owners' connections are ended, then the epochs raised under the exclusive locks that their fences
+    share. Lock order: shards ascending.
+    """
+    async with connection.transaction():
+        await connection.execute(load("take_node"), node, boot, lease_seconds, address)
+    rows = await connection.fetch(load("free_shards"), node)
+    holders = sorted({row["node"] for row in rows if row["node"] is not None} | {node})
+    await connection.execute(load("terminate_backends"), holders, boot_mark(boot))
+    shards = [row["shard"] for row in rows]
+    async with connection.transaction():
+        await connection.execute(load("lock_shards"), shards)
+        taken = await connection.fetch(load("take_shards"), shards, node)
+    return [TakenShard(*row) for row in sorted(taken, key=lambda row: int(row["shard"]))]
+
+
+async def renew_lease(
+    connection: Connection, node: str, boot: str, address: str, lease_seconds: float
+) -> None:
+    """Renew the lease; raises `LeaseLost` when another boot of this name took it."""
+    if await connection.fetchrow(load("renew_lease"), node, boot, lease_seconds, address) is None:
+        raise LeaseLost(f"another process runs as node {node!r}")
+
+
+async def release(connection: Connection, node: str, boot: str) -> None:
+    """End the lease now."""
+    await connection.execute(load("release_node"), node, boot)

@@ -1,0 +1,120 @@
+"""The tenant table. `lock` begins every change of a tenant's configuration, whatever table the change is in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+
+from outrider_server.domain.tenant import Tenant
+from outrider_server.storage.database import Connection
+from outrider_server.storage.queries import load
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTenant:
+    """A tenant's row."""
+
+    tenant: Tenant
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def id(self) -> int:
+        """The internal id."""
+        return self.tenant.id
+
+
+@dataclass(frozen=True, slots=True)
+class LockedTenant:
+    """A tenant whose row this transaction holds, its configuration's version raised already.
+
+    `now_us` is the database's clock, the one that secrets end by.
+    """
+
+    stored: StoredTenant
+    now_us: int
+
+    @property
+    def id(self) -> int:
+        """The internal id."""
+        return self.stored.id
+
+    @property
+    def config_version(self) -> int:
+        """The version that this transaction makes."""
+        return self.stored.tenant.config_version
+
+
+async def create(
+    connection: Connection, name: str, display_name: str, *, strict_types: bool
+) -> StoredTenant | None:
+    """Make a tenant on the least used shard; None where the name is taken. In a transaction."""
+    await connection.execute(load("lock_installation"))
+    row = await connection.fetchrow(load("insert_tenant"), name, display_name, strict_types)
+    return None if row is None else _stored(row)
+
+
+async def get(connection: Connection, name: str) -> StoredTenant | None:
+    """The tenant of this name."""
+    row = await connection.fetchrow(load("get_tenant"), name)
+    return None if row is None else _stored(row)
+
+
+async def list_page(connection: Connection, after: str, count: int) -> list[StoredTenant]:
+    """At most `count` tenants whose names follow `after`."""
+    return [_stored(row) for row in await connection.fetch(load("list_tenants"), after, count)]
+
+
+async def lock(connection: Connection, tenant: int) -> LockedTenant | None:
+    """Raise the version of a tenant's configuration and hold its row until the transaction ends; None if it is gone."""
+    row = await connection.fetchrow(load("lock_tenant"), tenant)
+    return None if row is None else LockedTenant(_stored(row), microseconds(row["now"]))
+
+
+async def hold(connection: Connection, tenant: int) -> bool:
+    """Hold a tenant's row without a change of configuration; false if the tenant is gone."""
+    return await connection.fetchval(load("hold_tenant"), tenant) is not None
+
+
+async def update(
+    connection: Connection, tenant: int, display_name: str, *, strict_types: bool
+) -> StoredTenant:
+    """Change a tenant that this transaction has locked."""
+    row = await connection.fetchrow(load("update_tenant"), tenant, display_name, strict_types)
+    return _stored(_present(row))
+
+
+async def delete(connection: Connection, locked: LockedTenant) -> None:
+    """Delete a locked tenant softly, and revoke its keys."""
+    await connection.execute(load("delete_tenant"), locked.id)
+    await connection.execute(load("revoke_tenant_api_keys"), locked.id)
+
+
+def microseconds(at: datetime) -> int:
+    """A time as microseconds since 1970 UTC, exactly."""
+    return int(at.timestamp()) * 1_000_000 + at.microsecond
+
+
+def _present(row: asyncpg.Record | None) -> asyncpg.Record:
+    if row is None:
+        raise LookupError("a locked row is gone")
+    return row
+
+
+def _stored(row: asyncpg.Record) -> StoredTenant:
+    return StoredTenant(
+        tenant=Tenant(
+            id=row["id"],
+            name=row["name"],
+            shard=row["shard"],
+            strict_types=row["strict_types"],
+            config_version=row["config_version"],
+            display_name=row["display_name"],
+        ),
+        version=row["version"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

@@ -1,0 +1,25 @@
+"""Free disk: under its floor publishes are refused, before Postgres itself runs out and stops.
+
+It can be watched only where the database's files are on this machine, that is for the embedded Postgres.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that an ordinary user can still write to the file system of `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+async def watch(
+    folder: Path, floor_bytes: int, interval_seconds: float, tell: Callable[[bool], None]
+) -> None:
+    """Tell for ever whether free disk is under its floor."""
+    while True:
+        tell(await asyncio.to_thread(free_bytes, folder) < floor_bytes)
+        await asyncio.sleep(interval_seconds)

@@ -1,0 +1,42 @@
+"""Jobs of the owner: owed rows of deleted subscriptions are cancelled page by page, each page in a record.
+
+Memory learns of a deletion at once; the rows, of which there may be millions, follow here without haste.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from outrider_server.pipeline.record import Recorder
+from outrider_server.policy.obligations import Obligations
+from outrider_server.storage import owed
+from outrider_server.storage.database import Connection
+
+PAGE_ROWS = 200
+IDLE_SECONDS = 1.0
+
+
+async def cancel_deleted(
+    obligations: Obligations, recorder: Recorder, connection: Connection
+) -> None:
+    """Cancel for ever what deleted subscriptions are owed."""
+    while True:
+        subscriptions = obligations.deleted()
+        for subscription in subscriptions:
+            await cancel_page(obligations, recorder, connection, subscription)
+        await asyncio.sleep(0 if subscriptions else IDLE_SECONDS)
+
+
+async def cancel_page(
+    obligations: Obligations, recorder: Recorder, connection: Connection, subscription: int
+) -> None:
+    """Cancel one page of a subscription's owed rows and record it; note when there are none."""
+    await (
+        recorder.record()
+    )  # rows that only memory knows of are written first, so that the page finds them
+    rows = await owed.find_of(connection, subscription, PAGE_ROWS)
+    if rows:
+        obligations.end_rows(rows, expired=False)
+        await recorder.record()
+    else:
+        obligations.cancelled_all(subscription)

@@ -1,0 +1,124 @@
+"""Prune: partitions are made ahead, and dropped once retention is over and nothing is owed below their end.
+
+Rules:
+- A missing partition must never happen: they are made days ahead, and a start makes them before it takes anything in.
+- What retention ends is told: deliveries still owed become dead letters with the reason `expired`, in records.
+- Dropping waits for no publisher: a lock that is not had at once is asked for again at the next round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from outrider_server.domain.sequence import SEQUENCE_MAX, sequence_of
+from outrider_server.pipeline.clock import DatabaseClock
+from outrider_server.pipeline.record import Recorder
+from outrider_server.policy.obligations import Obligations
+from outrider_server.storage import owed, partitions
+from outrider_server.storage.database import Connection
+from outrider_server.storage.partitions import PartitionedTable
+from outrider_server.telemetry.counters import PruneCounters
+
+AHEAD = 3
+INTERVAL_SECONDS = 300.0
+LOCK_MS_MAX = 100
+EXPIRE_PAGE_ROWS = 200
+LOOK_UP_HOURS = 24
+"""How long frames' answers and idempotency keys are kept."""
+
+_LOOK_UP_TABLES = frozenset({"producer_frame", "idempotency"})
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long events are kept: `days`, or less where they would exceed `bytes_max` (0: no such bound)."""
+
+    days: float = 90.0
+    bytes_max: int = 0
+    partition_hours: float = 24.0
+
+
+class Pruner:
+    """Makes and drops partitions over one connection."""
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        clock: DatabaseClock,
+        retention: Retention,
+        counters: PruneCounters,
+    ) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._retention = retention
+        self._counters = counters
+        self._tables = partitions.partitioned_tables(retention.partition_hours)
+
+    async def make_ahead(self) -> None:
+        """Make every partition that the next hours and days need."""
+        now_us = self._clock.now_us()
+        for table in self._tables:
+            self._counters.partitions_created += await partitions.ensure(
+                self._connection, table, now_us, AHEAD
+            )
+
+    async def run(self, obligations: Obligations, recorder: Recorder) -> None:
+        """Prune for ever."""
+        while True:
+            await asyncio.sleep(INTERVAL_SECONDS)
+            await self.make_ahead()
+            await self.drop_ended(obligations, recorder)
+
+    async def drop_ended(self, obligations: Obligations, recorder: Recorder) -> None:
+        """Expire what is owed below the end of retention, then drop what lies wholly below it."""
+        end = await self._retention_end()
+        await self._expire(obligations, recorder, end)
+        safe = min(
+            (window.checkpoint for window in obligations.windows.values() if len(window)),
+            default=SEQUENCE_MAX,
+        )
+        for table in self._tables:
+            until = min(end, safe)
+            if table.name in _LOOK_UP_TABLES:
+                until = self._hours_back(LOOK_UP_HOURS)
+            await self._drop(table, until)
+        await partitions.forget_revisions(
+            self._connection, datetime.fromtimestamp((end >> 10) / 1e6, UTC)
+        )
+
+    async def _expire(self, obligations: Obligations, recorder: Recorder, end: int) -> None:
+        shards = list(obligations.windows)
+        while rows := await owed.find_below(self._connection, shards, end, EXPIRE_PAGE_ROWS):
+            if not obligations.end_rows(rows, expired=True):
+                return  # the rest is in memory, on its way
+            await recorder.record()
+
+    async def _drop(self, table: PartitionedTable, until: int) -> None:
+        for partition in await partitions.existing(self._connection, table.name):
+            if partition.end > until:
+                return
+            if not await partitions.drop(self._connection, partition, LOCK_MS_MAX):
+                structlog.get_logger().warning("prune.lock_not_had", partition=partition.name)
+                return
+            self._counters.partitions_dropped += 1
+
+    async def _retention_end(self) -> int:
+        """The sequence below which nothing needs to be kept."""
+        end = self._hours_back(self._retention.days * 24)
+        if self._retention.bytes_max:
+            kept = 0
+            sizes = await partitions.sizes(self._connection, "event")
+            current = self._hours_back(0)
+            for partition, size in reversed(sizes):
+                kept += size
+                if kept > self._retention.bytes_max and partition.end <= current:
+                    return max(end, partition.end)
+        return end
+
+    def _hours_back(self, hours: float) -> int:
+        return sequence_of(self._clock.now_us() - int(hours * partitions.HOUR_US), 0)

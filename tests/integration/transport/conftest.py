@@ -1,0 +1,10 @@
+"""Nodes run on uvloop where there is one and on asyncio's own loop elsewhere: both keep the promises of transport."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import uvloop
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
