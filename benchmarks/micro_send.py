@@ -14,8 +14,10 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import cast
 
 import uvloop
+from typing_extensions import override
 
 from outrider_server.domain.endpoint import Endpoint
 from outrider_server.domain.outcome import Verdict
@@ -32,10 +34,11 @@ class _Answering(asyncio.Protocol):
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
+    @override
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:

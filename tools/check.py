@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -69,7 +69,7 @@ def run(*command: str) -> str:
 
 
 def formatting() -> str:
-    run("ruff", "format", "--check", ".")
+    run("ruff", "format", "--check", "--output-format", "concise", ".")
     return ""
 
 
@@ -110,12 +110,12 @@ def proto_breaking() -> str:
     """Against the last release: between releases a proto may still change."""
     try:
         tag = git("describe", "--tags", "--abbrev=0").decode().strip()
-        archive = git("archive", "--format=tar", tag, "protos")
+        archive = git("archive", "--format=zip", tag, "protos")
     except (OSError, subprocess.CalledProcessError):
         return "nothing to compare with: no tag with protos"
     with tempfile.TemporaryDirectory(prefix="outrider-breaking-") as folder:
-        with tarfile.open(fileobj=BytesIO(archive)) as files:
-            files.extractall(folder, filter="data")
+        with zipfile.ZipFile(BytesIO(archive)) as files:
+            files.extractall(folder)
         before = f"{folder}/before.binpb"
         run("python", "protos/generate.py", "--image", before, "--protos", f"{folder}/protos")
         run("python", "protos/generate.py", "--image", IMAGE)

@@ -124,6 +124,11 @@ class Flight:
                 return None
             self._asked = frame
             return AskRoom(frame.size)
+        if self._asked is not frame:
+            # A smaller window made a refused frame large while a later one has, or awaits, the only grant. A new stream
+            # has no grants.
+            self.going_away = True
+            return None
         if not self._granted:
             return None
         self._asked = None

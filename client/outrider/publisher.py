@@ -39,6 +39,7 @@ from outrider.errors import (
     PublisherClosed,
     PublisherFailed,
     SessionSuperseded,
+    SpoolError,
     Unavailable,
     from_rpc,
 )
@@ -624,6 +625,8 @@ class Publisher:
         if self._failure is not None:
             return
         self._failure = error
+        if self._spool is not None and not isinstance(error, SpoolError):
+            self._seal_open()  # what still gathered is kept as well
         self._settle_all(error)
         self._wake.set()
         self._flush_due.set()
@@ -786,6 +789,8 @@ class Publisher:
                 step = flight.next(now, self._is_durable)
                 if step is None:
                     if flight.going_away:
+                        if flight.finished:
+                            call.cancel()  # no answer is due that would wake the reader
                         return None
                     if self._stopping:
                         await call.done_writing()

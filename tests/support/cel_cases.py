@@ -13,7 +13,9 @@ from outrider_server.matching import codegen, engine
 from outrider_server.matching.checked_ast import Uint, decode
 from outrider_server.matching.runtime import ERROR, TYPES_BY_NAME, Duration, Timestamp
 
-CASES_FILE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cel_conformance_half.json"
+CASES_FILE = (
+    Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cel_conformance_half.json"
+)
 
 EVENT = NewEvent(tenant=1, type="a.b", data=b"", time_us=0)
 

@@ -266,8 +266,12 @@ class _Stream:
         self._frames = 0
         self._bytes = 0
         self._window = (server.window_frames, server.window_bytes)
-        # After a smaller window what was under way stays allowed until it is answered.
         self._allowed = self._window
+        # A client that has not read a smaller window yet has sent at most as many frames as were answered before it,
+        # and one old window more. Up to that frame the old window counts.
+        self._allowed_until = 0
+        self._received = 0
+        self._answered = 0
         self._grant = 0
         self._grant_asked = False
         self._refused: int | None = None
@@ -327,15 +331,20 @@ class _Stream:
         self._check_unchanged(frame, message)
         if len(frame.events) > FRAME_EVENTS_MAX or not frame.events:
             server.violation(f"frame {frame.number} has {len(frame.events)} events")
-        if self._grant and (size > FRAME_BYTES_MAX or size > self._allowed[1]):
-            if size > self._grant or len(frame.events) != 1:
-                server.violation(f"a large frame of {size} bytes on a grant of {self._grant}")
+        # A grant is used by the frame that it was asked for, known by its size: whether another one is large depends on
+        # which window its sender knew.
+        if size == self._grant:
+            if size > FRAME_BYTES_MAX and len(frame.events) != 1:
+                server.violation(f"a large frame of {len(frame.events)} events")
             self._grant = 0
             counted = 0
         else:
             if size > FRAME_BYTES_MAX:
                 server.violation(f"frame {frame.number} of {size} bytes without a grant")
             counted = size
+        self._received += 1
+        if self._received > self._allowed_until:
+            self._allowed = self._window
         self._frames += 1
         self._bytes += counted
         server.unanswered_frames_max = max(server.unanswered_frames_max, self._frames)
@@ -383,8 +392,7 @@ class _Stream:
                 if response.HasField("ack") or response.HasField("refused"):
                     self._frames -= 1
                     self._bytes -= counted
-                    if self._frames <= self._window[0] and self._bytes <= self._window[1]:
-                        self._allowed = self._window
+                    self._answered += 1
                 yield response
 
     async def _more(self) -> None:
@@ -447,6 +455,7 @@ class _Stream:
                 ]
             case Resize():
                 new = (action.frames, action.bytes)
+                self._allowed_until = self._answered + self._allowed[0]
                 self._allowed = (max(new[0], self._allowed[0]), max(new[1], self._allowed[1]))
                 self._window = new
                 ack = self.server.store(self.producer, frame)

@@ -127,6 +127,7 @@ class KeyRing:
         self._held: dict[str, int] = {}
         # Of keys in `_callers` or `_held` alone, so it is bounded as they are. True: revoked, False: expired.
         self._ended: dict[str, bool] = {}
+        self._unreported: set[str] = set()
         # Counts the ends told to this node, so that a look-up can tell one that came while it waited.
         self._ends = 0
 
@@ -150,9 +151,12 @@ class KeyRing:
 
     def require_valid(self, caller: Caller) -> None:
         """Raise the Unauthenticated that tells why the caller's key does not hold any more, if so."""
-        revoked = self._ended.get(caller.key_id)
-        if revoked is not None:
-            raise _revoked() if revoked else _invalid()
+        if not self.is_valid(caller):
+            raise self.why_ended(caller)
+
+    def why_ended(self, caller: Caller) -> Unauthenticated:
+        """The error for a caller whose key does not hold any more."""
+        return _revoked() if self._ended.get(caller.key_id, True) else _invalid()
 
     @contextmanager
     def hold(self, caller: Caller) -> Iterator[None]:
@@ -167,23 +171,25 @@ class KeyRing:
                 self._tidy()
 
     async def revalidate(self) -> frozenset[str]:
-        """Ask the database which known keys ended, in one query; return the ids of those that ended since."""
-        known = {caller.key_id for caller in self._callers.values()} | self._held.keys()
-        asked = sorted(known - self._ended.keys())
-        if not asked:
-            return frozenset()
-        async with self._database.connection() as connection:
-            ended = await api_keys.find_ended(connection, asked)
-        new = ended.keys() - self._ended.keys()
-        for key, revoked in ended.items():
-            self.end(key, revoked=revoked)
-        return frozenset(new)
+        """Ask the database which known keys ended, in one query.
+
+        Returns the ids of all that ended since the last time, those that `end` told of too, each once.
+        """
+        asked = sorted(self._known() - self._ended.keys())
+        if asked:
+            async with self._database.connection() as connection:
+                ended = await api_keys.find_ended(connection, asked)
+            for key, revoked in ended.items():
+                self.end(key, revoked=revoked)
+        reported, self._unreported = frozenset(self._unreported), set()
+        return reported
 
     def end(self, key_id: str, *, revoked: bool = True) -> None:
         """Take note that a key ended, without waiting for the next check: of a revocation by this node itself."""
         self._ends += 1
-        self._ended[key_id] = revoked
-        self._tidy()
+        if key_id in self._known() and key_id not in self._ended:
+            self._ended[key_id] = revoked
+            self._unreported.add(key_id)
 
     async def _look_up(self, hashed: bytes) -> Caller:
         while True:
@@ -209,8 +215,12 @@ class KeyRing:
 
     def _tidy(self) -> None:
         if self._ended:
-            known = {caller.key_id for caller in self._callers.values()} | self._held.keys()
+            known = self._known()
             self._ended = {key: why for key, why in self._ended.items() if key in known}
+            self._unreported &= known
+
+    def _known(self) -> set[str]:
+        return {caller.key_id for caller in self._callers.values()} | self._held.keys()
 
 
 def _base32(data: bytes) -> str:

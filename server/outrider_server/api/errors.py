@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -34,8 +34,10 @@ from outrider_server.domain.errors import (
     Unavailable,
 )
 
-if TYPE_CHECKING:
-    ServicerContext = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:  # generic only in its type information
+    ServicerContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+else:
+    ServicerContext = grpc.aio.ServicerContext
 
 DOMAIN = "outrider"
 """The domain of every ErrorInfo: whose reasons these are."""

@@ -73,10 +73,10 @@ class Health(health_pb2_grpc.HealthServicer):
                 return
             await changed.wait()
 
-    def _status(self, service: str) -> int:
+    def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
         if service not in self._serving:
-            return int(_Response.SERVICE_UNKNOWN)
-        return int(_Response.SERVING if self._serving[service] else _Response.NOT_SERVING)
+            return _Response.SERVICE_UNKNOWN
+        return _Response.SERVING if self._serving[service] else _Response.NOT_SERVING
 
     def _announce(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

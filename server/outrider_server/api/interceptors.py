@@ -95,11 +95,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _generator(self, method: str, inner: Callable[..., Any], *, streams: bool) -> Any:
         async def behaviour(request: Any, context: errors.ServicerContext) -> AsyncIterator[Any]:
-            async with self._around(method, context, streams=streams):
+            async with (
+                self._around(method, context, streams=streams),
                 # Closed here rather than by the garbage collector: a stream's end must not be left to chance.
-                async with contextlib.aclosing(inner(request, context)) as responses:
-                    async for response in responses:
-                        yield response
+                contextlib.aclosing(inner(request, context)) as responses,
+            ):
+                async for response in responses:
+                    yield response
 
         return behaviour
 

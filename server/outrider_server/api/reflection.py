@@ -6,7 +6,7 @@ they stand in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -22,13 +22,17 @@ class Reflection(reflection.aio.ReflectionServicer):
 
     @override
     def _file_containing_symbol(self, request: Any, fully_qualified_name: str) -> Any:
-        return super()._file_containing_symbol(request, _enclosing(fully_qualified_name))
+        # The library has no type information.
+        find: Callable[[Any, str], Any] = super()._file_containing_symbol
+        return find(request, _enclosing(fully_qualified_name))
 
 
 def add_reflection(server: grpc.aio.Server, services: Iterable[str]) -> None:
     """Serve reflection of `services` under both of its names."""
-    servicer = Reflection([*services, reflection.SERVICE_NAME])
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    make: Callable[[list[str]], Any] = Reflection
+    add: Callable[[Any, Any], None] = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+    servicer = make([*services, reflection.SERVICE_NAME])
+    add(servicer, server)
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,

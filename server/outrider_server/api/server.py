@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from outrider_server.api.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from outrider_server.api.health import Health
@@ -80,16 +81,10 @@ def build_server(
     for service in services:
         service.add(service.servicer, server)
     health = Health(names)
-    add: Callable[[Any, Any], None] = _add_health
-    add(health, server)
+    add_health: Callable[[Any, Any], None] = health_pb2_grpc.add_HealthServicer_to_server
+    add_health(health, server)
     add_reflection(server, [*names, HEALTH_SERVICE_NAME])
     return ApiServer(server, _bind(server, address, credentials), health)
-
-
-def _add_health(health: Health, server: grpc.aio.Server) -> None:
-    from grpc_health.v1 import health_pb2_grpc
-
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
 
 
 def _options(*, reuse_port: bool) -> list[tuple[str, int]]:

@@ -53,7 +53,7 @@ class Checked(NamedTuple):
 
 
 class Expression(NamedTuple):
-    """A loaded expression. It keeps its environment, without which the binding forgets the variables' types."""
+    """A loaded expression, with the environment that knows its variables' types."""
 
     environment: cel.Env
     expression: cel.Expression
@@ -85,6 +85,8 @@ def check(text: str, names: Iterable[str]) -> Checked:
 def load(ast: bytes, names: Iterable[str]) -> Expression:
     """Load a serialized checked expression that mentions `names`."""
     environment = _environment(names)
+    # An environment takes up its variables' types at its first compile; before that it refuses datetimes.
+    environment.compile("true")
     try:
         return Expression(environment, environment.deserialize(ast))
     except (RuntimeError, ValueError, TypeError) as error:

@@ -186,7 +186,10 @@ def _undeclared(path: str, line: int, column: int, text: str) -> FilterError:
     # The engine points at the bracket of an unknown function and at the dot of an unknown path.
     if at.startswith("(") and before.endswith(name):
         return FilterError(
-            f"unknown function {name!r}", line, len(before) - len(name) + 1, _nearest(name, FUNCTIONS)
+            f"unknown function {name!r}",
+            line,
+            len(before) - len(name) + 1,
+            _nearest(name, FUNCTIONS),
         )
     if path == EVENT or path.startswith(f"{EVENT}."):
         field = re.match(r"\s*(?:event)?\s*\.\s*(\w+)", at)

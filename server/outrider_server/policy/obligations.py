@@ -1079,8 +1079,10 @@ class Obligations:
         events: Iterable[tuple[int, int, Sequence[int]]],
         settled: set[tuple[int, int]],
     ) -> None:
-        """Take a shard over: `events` are (sequence, tenant, targets) above the checkpoint in sequence order, `settled`
-        the (sequence, subscription) pairs that attempts, dead letters and owed rows name.
+        """Take a shard over, after its tenants were configured and before `restore_owed`.
+
+        `events` are (sequence, tenant, targets) above the checkpoint in sequence order, `settled` the (sequence,
+        subscription) pairs that attempts, dead letters and owed rows name.
 
         What is left becomes owed in the first record, so a start needs no memory for payloads and moves the checkpoint
         to the end of the window at once; the lanes then catch up like after any other backlog.

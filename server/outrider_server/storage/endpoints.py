@@ -27,6 +27,8 @@ from outrider_server.storage.queries import load
 from outrider_server.storage.tenants import LockedTenant
 
 SEALED_PURPOSE = "endpoint"
+CONCURRENCY_DEFAULT = 8
+ATTEMPT_TIMEOUT_SECONDS_DEFAULT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class EndpointSpec:
     mode: DeliveryMode = DeliveryMode.SINGLE
     batch: BatchPolicy = field(default_factory=BatchPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    concurrency: int = 8
-    attempt_timeout_seconds: float = 30.0
+    concurrency: int = CONCURRENCY_DEFAULT
+    attempt_timeout_seconds: float = ATTEMPT_TIMEOUT_SECONDS_DEFAULT
     display_name: str = ""
 
 

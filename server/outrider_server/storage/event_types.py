@@ -49,10 +49,10 @@ async def get(connection: Connection, tenant: int, name: str) -> StoredEventType
 
 
 async def list_page(
-    connection: Connection, tenant: int, after: str, count: int
+    connection: Connection, tenant: int, after: str, count: int, bytes_max: int
 ) -> list[StoredEventType]:
-    """At most `count` event types whose names follow `after`."""
-    rows = await connection.fetch(load("list_event_types"), tenant, after, count)
+    """At most `count` event types whose names follow `after`, ending with the one that goes beyond `bytes_max`."""
+    rows = await connection.fetch(load("list_event_types"), tenant, after, count, bytes_max)
     return [_stored(row) for row in rows]
 
 

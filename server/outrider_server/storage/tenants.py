@@ -26,6 +26,11 @@ class StoredTenant:
         """The internal id."""
         return self.tenant.id
 
+    @property
+    def name(self) -> str:
+        """The last part of its resource name."""
+        return self.tenant.name
+
 
 @dataclass(frozen=True, slots=True)
 class LockedTenant:

@@ -31,12 +31,12 @@ async def cancel_page(
     obligations: Obligations, recorder: Recorder, connection: Connection, subscription: int
 ) -> None:
     """Cancel one page of a subscription's owed rows and record it; note when there are none."""
-    await (
-        recorder.record()
-    )  # rows that only memory knows of are written first, so that the page finds them
+    # Rows that only memory knows of are written first, so that the page finds them.
+    await recorder.record()
+    look = obligations.look()
     rows = await owed.find_of(connection, subscription, PAGE_ROWS)
     if rows:
-        obligations.end_rows(rows, expired=False)
+        obligations.end_rows(look, rows, expired_below=None)
         await recorder.record()
     else:
-        obligations.cancelled_all(subscription)
+        obligations.cancelled_all(subscription, look)

@@ -55,7 +55,7 @@ class Pruner:
     ) -> None:
         self._connection = connection
         self._clock = clock
-        self._retention = retention
+        self.retention = retention
         self._counters = counters
         self._tables = partitions.partitioned_tables(retention.partition_hours)
 
@@ -93,9 +93,12 @@ class Pruner:
 
     async def _expire(self, obligations: Obligations, recorder: Recorder, end: int) -> None:
         shards = list(obligations.windows)
-        while rows := await owed.find_below(self._connection, shards, end, EXPIRE_PAGE_ROWS):
-            if not obligations.end_rows(rows, expired=True):
-                return  # the rest is in memory, on its way
+        while True:
+            look = obligations.look()
+            rows = await owed.find_below(self._connection, shards, end, EXPIRE_PAGE_ROWS)
+            # What is not ended here is in memory, on its way.
+            if not obligations.end_rows(look, rows, expired_below=end):
+                return
             await recorder.record()
 
     async def _drop(self, table: PartitionedTable, until: int) -> None:
@@ -109,14 +112,14 @@ class Pruner:
 
     async def _retention_end(self) -> int:
         """The sequence below which nothing needs to be kept."""
-        end = self._hours_back(self._retention.days * 24)
-        if self._retention.bytes_max:
+        end = self._hours_back(self.retention.days * 24)
+        if self.retention.bytes_max:
             kept = 0
             sizes = await partitions.sizes(self._connection, "event")
             current = self._hours_back(0)
             for partition, size in reversed(sizes):
                 kept += size
-                if kept > self._retention.bytes_max and partition.end <= current:
+                if kept > self.retention.bytes_max and partition.end <= current:
                     return max(end, partition.end)
         return end
 

@@ -129,6 +129,16 @@ def test_a_grant_waits_for_its_frame_over_a_refusal() -> None:
     assert sent(flight) == [1, 2]
 
 
+def test_a_refused_frame_that_became_large_does_not_take_anothers_grant() -> None:
+    flight = flight_of(sealed(1, 400), sealed(2, 5000))
+    assert sent(flight) == [1, "ask 5000"]
+    flight.window(4, 300)
+    flight.refused(1, 0.0, 0.0)
+    flight.granted(5000)
+    assert sent(flight) == []
+    assert flight.finished
+
+
 def test_a_grant_that_nobody_asked_for_breaks_the_contract() -> None:
     with pytest.raises(ProtocolBroken):
         flight_of(sealed(1)).granted(10)

@@ -1,0 +1,212 @@
+"""The command line of the server: `outrider-server COMMAND`. Every wrong input is answered in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+from outrider_server import __version__
+from outrider_server.embedded.errors import EmbeddedPostgresError
+from outrider_server.settings import Settings, SettingsError, render
+
+EXIT_USAGE = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = Settings.load(_overrides(options), options.config)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    if options.command == "config":
+        print(render(settings))
+        return 0
+    try:
+        _run(_command(options, settings))
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"outrider-server: {sentence}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _command(options: argparse.Namespace, settings: Settings) -> Coroutine[Any, Any, None]:
+    match options.command:
+        case "serve":
+            return _serve(settings)
+        case "migrate":
+            return _migrate(settings)
+        case "create-admin-key":
+            return _create_admin_key(settings, options.name)
+        case "balance":
+            return _balance(settings)
+        case _:
+            from outrider_server.demo import run_demo
+
+            return run_demo(settings, options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="outrider-server", description="Webhook and event delivery."
+    )
+    parser.add_argument("--version", action="version", version=f"outrider-server {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config",
+        help="TOML file of settings; each may also be OUTRIDER_<NAME> in the environment",
+    )
+    common.add_argument("--state-folder", help="where the embedded database, keys and logs live")
+    common.add_argument(
+        "--database-url", help="use this Postgres (15 or newer) instead of the embedded one"
+    )
+    common.add_argument("--listen-address", help="host:port of the gRPC API")
+    common.add_argument("--admin-address", help="host:port of metrics and health")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    command("serve", "Run a node.")
+    command("migrate", "Bring the database's schema up to date.")
+    command("config", "Print the effective configuration, secrets redacted.")
+    command("balance", "Print per tenant what matched and what became of it.")
+    create = command("create-admin-key", "Make a system admin's API key and print it once.")
+    create.add_argument("--name", default="", help="the key's id; chosen if not given")
+    demo = command("demo", "Run a node with sample data, a sample receiver and sample traffic.")
+    demo.add_argument(
+        "--rate", type=float, default=200.0, help="events a second to publish (default 200)"
+    )
+    demo.add_argument(
+        "--seconds", type=float, default=0.0, help="stop after so many seconds (default: never)"
+    )
+    return parser
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, object]:
+    names = ("state_folder", "database_url", "listen_address", "admin_address")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop
+    except ImportError:  # where it has no wheel
+        asyncio.run(work)
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
+
+
+@contextlib.asynccontextmanager
+async def database_of(settings: Settings) -> AsyncIterator[tuple[str, Path | None]]:
+    """The database to use: (DSN, folder of its files if they are here). An embedded one runs inside the block."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value(), None
+        return
+    from outrider_server.supervisor import embedded_postgres
+
+    async with embedded_postgres(settings) as (dsn, folder):
+        yield dsn, folder
+
+
+async def _serve(settings: Settings) -> None:
+    from outrider_server.app import Node
+    from outrider_server.telemetry.logs import configure
+
+    configure(settings.log_level, settings.log_format, sys.stderr)
+    async with database_of(settings) as (dsn, folder):
+        node = Node(settings, dsn, database_folder=folder)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, node.stop)
+        await node.run()
+
+
+async def _migrate(settings: Settings) -> None:
+    from outrider_server.storage.migrate import migrate
+
+    async with database_of(settings) as (dsn, _), _connected(dsn, settings) as connection:
+        applied = await migrate(connection)
+        print("\n".join(f"applied {name}" for name in applied) or "up to date")
+
+
+async def _create_admin_key(settings: Settings, name: str) -> None:
+    from outrider_server.access.keys import create_admin_key
+    from outrider_server.storage.migrate import migrate
+
+    async with database_of(settings) as (dsn, _), _connected(dsn, settings) as connection:
+        await migrate(connection)
+        print(await create_admin_key(connection, os.urandom, name=name))
+
+
+async def _balance(settings: Settings) -> None:
+    from outrider_server.storage.ledger import balance
+
+    async with database_of(settings) as (dsn, _), _connected(dsn, settings) as connection:
+        rows = await balance(connection)
+    print(
+        f"{'tenant':<24}{'matched':>12}{'delivered':>12}{'dead':>10}{'cancelled':>11}{'owed':>10}{'window':>10}"
+    )
+    for row in rows:
+        mark = "" if row.holds() else f"  off by {row.difference()}"
+        print(
+            f"{row.tenant:<24}{row.matched:>12}{row.delivered:>12}{row.dead:>10}{row.cancelled:>11}"
+            f"{row.owed:>10}{row.window:>10}{mark}"
+        )
+    if not all(row.holds() for row in rows):
+        raise SystemExit(1)
+
+
+@contextlib.asynccontextmanager
+async def _connected(dsn: str, settings: Settings) -> AsyncIterator[Any]:
+    import uuid
+
+    from outrider_server.storage.database import connect
+
+    connection = await connect(
+        dsn, "command", node=settings.node_name, boot=str(uuid.uuid4()), statement_seconds_max=600
+    )
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def _sentence(error: BaseException) -> str | None:
+    """What a person can do something about, in one sentence; None for what nobody foresaw."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    from outrider_server.api.server import ListenError
+    from outrider_server.domain.errors import OutriderError
+    from outrider_server.secrets.errors import SecretsError
+    from outrider_server.storage.migrate import MigrationError
+    from outrider_server.storage.shards import LeaseLost
+
+    known = (
+        EmbeddedPostgresError,
+        ListenError,
+        MigrationError,
+        SecretsError,
+        LeaseLost,
+        OutriderError,
+        OSError,
+    )
+    return str(error) if isinstance(error, known) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

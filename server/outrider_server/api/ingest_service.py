@@ -1,0 +1,112 @@
+"""IngestService: events in, over a stream of frames or in single calls. The rules are in `pipeline.admission`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+from typing_extensions import override
+
+from outrider.v1 import ingest_service_pb2, ingest_service_pb2_grpc
+from outrider_server.access.policy import require_tenant
+from outrider_server.api import names
+from outrider_server.api.errors import ServicerContext
+from outrider_server.api.frames import FrameReader, results_of
+from outrider_server.api.interceptors import current_caller
+from outrider_server.api.publish_stream import PublishStream, StreamLimits
+from outrider_server.api.tenancy import not_found
+from outrider_server.domain.access import Caller
+from outrider_server.domain.errors import InvalidArgument, Unauthenticated
+from outrider_server.pipeline.admission import Admission
+
+
+class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
+    """Serves streams and calls; knows the open streams."""
+
+    def __init__(
+        self, *, admission: Admission, limits: StreamLimits, now_us: Callable[[], int], node: str
+    ) -> None:
+        self._admission = admission
+        self._limits = limits
+        self._now_us = now_us
+        self._node = node
+        self._streams: dict[PublishStream, Caller] = {}
+
+    @property
+    def streams(self) -> int:
+        """Streams open now."""
+        return len(self._streams)
+
+    @override
+    async def PublishStream(  # type: ignore[override]  # answers are written to the context, beside the reading
+        self,
+        request_iterator: AsyncIterator[ingest_service_pb2.PublishStreamRequest],
+        context: ServicerContext,
+    ) -> None:
+        caller = current_caller()
+        stream = PublishStream(
+            context=context,
+            admission=self._admission,
+            reader=FrameReader(caller, self._admission.directory, self._now_us),
+            scope="system" if caller.tenant is None else str(caller.tenant),
+            limits=self._limits,
+            node=self._node,
+        )
+        self._streams[stream] = caller
+        try:
+            await stream.run()
+        finally:
+            del self._streams[stream]
+
+    @override
+    async def Publish(
+        self, request: ingest_service_pb2.PublishRequest, context: ServicerContext
+    ) -> ingest_service_pb2.PublishResponse:
+        caller = current_caller()
+        tenant = names.parse_tenant(request.parent, "parent")
+        entry = self._admission.directory.by_name.get(tenant)
+        require_tenant(caller, None if entry is None else entry.id)
+        if entry is None:
+            raise not_found(request.parent)
+        size = request.ByteSize()
+        self._check(request, tenant, size)
+        room = self._admission.room
+        await room.take(size)
+        try:
+            reader = FrameReader(caller, self._admission.directory, self._now_us)
+            events, entries, refused = reader.read(request.events, tenant)
+            result = await (await self._admission.submit(None, 0, 0, events, entries, refused))
+        finally:
+            room.give_back(size)
+        return ingest_service_pb2.PublishResponse(results=results_of(result, len(events)))
+
+    def end_streams(
+        self, ended: Callable[[Caller], bool], why: Callable[[Caller], Unauthenticated]
+    ) -> None:
+        """End the streams of callers whose key does not hold any more."""
+        for stream, caller in list(self._streams.items()):
+            if ended(caller):
+                stream.end(why(caller))
+
+    async def go_away(self) -> None:
+        """Tell every producer that this node drains."""
+        for stream in list(self._streams):
+            await stream.going_away()
+
+    def _check(self, request: ingest_service_pb2.PublishRequest, tenant: str, size: int) -> None:
+        count = len(request.events)
+        if not 1 <= count <= self._limits.frame_events_max:
+            raise InvalidArgument(
+                "INVALID_ARGUMENT", f"a call carries 1 to {self._limits.frame_events_max} events, not {count}",
+                violations=[("events", f"1 to {self._limits.frame_events_max}")],
+            )  # fmt: skip
+        if count > 1 and size > self._limits.frame_bytes_max:
+            raise InvalidArgument(
+                "FRAME_TOO_LARGE",
+                f"several events have at most {self._limits.frame_bytes_max} bytes in all",
+            )
+        for index, event in enumerate(request.events):
+            if event.tenant not in ("", tenant):
+                raise InvalidArgument(
+                    "INVALID_ARGUMENT", "every event of a call belongs to the tenant that `parent` names",
+                    violations=[(f"events[{index}].tenant", "is not the parent's tenant")],
+                )  # fmt: skip

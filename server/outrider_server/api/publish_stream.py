@@ -1,0 +1,287 @@
+"""One publish stream: reads frames, answers them in order, and ends when it must.
+
+Rules:
+- What a producer may have unanswered is its window; more ends the stream. Room in the node's budget is taken before the
+  next frame is read, and for a large frame before it is granted, so HTTP/2's flow control holds the producer back.
+- Answers go out in the order of the frames. A refusal for a passing reason leaves the stream open.
+- `end` and `going_away` come from outside: a key that was revoked, a node that drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from outrider.v1 import ingest_service_pb2
+from outrider_server.api.errors import ServicerContext
+from outrider_server.api.frames import FrameReader, ack_of, reason_number
+from outrider_server.domain.errors import Exhausted, InvalidArgument, OutriderError, Unauthenticated
+from outrider_server.domain.frame import FrameResult
+from outrider_server.pipeline.admission import Admission
+
+PRODUCER_BYTES_MAX = 128
+SESSION_MAX = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """The window of a stream and the bounds of a frame. `frame_bytes_max` is for frames of several events."""
+
+    frames_max: int = 64
+    bytes_max: int = 4 * 1024 * 1024
+    frame_events_max: int = 500
+    frame_bytes_max: int = 1024 * 1024
+    large_frame_bytes_max: int = 11 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Unanswered:
+    """A frame that was read and is not answered. `taken` is its room in the node's budget."""
+
+    number: int
+    size: int
+    taken: int
+    answer: asyncio.Future[FrameResult]
+
+
+class PublishStream:
+    """One stream of one producer."""
+
+    def __init__(
+        self,
+        *,
+        context: ServicerContext,
+        admission: Admission,
+        reader: FrameReader,
+        scope: str,
+        limits: StreamLimits,
+        node: str,
+    ) -> None:
+        self._context = context
+        self._admission = admission
+        self._reader = reader
+        self._scope = scope
+        self._limits = limits
+        self._node = node
+        self._producer = ""
+        self._session = 0
+        self._answers: asyncio.Queue[_Unanswered | None] = asyncio.Queue()
+        self._frames = 0
+        self._bytes = 0
+        self._granted = 0
+        self._writing = asyncio.Lock()
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(self, error: OutriderError) -> None:
+        """End the stream with this error."""
+        if not self._end.done():
+            self._end.set_exception(error)
+
+    async def going_away(self) -> None:
+        """Tell the producer that the node drains."""
+        await self._write(
+            ingest_service_pb2.PublishStreamResponse(going_away=ingest_service_pb2.GoingAway())
+        )
+
+    async def run(self) -> None:
+        """Serve the stream until the producer ends it; raises the error that ends it otherwise."""
+        try:
+            await self._open()
+            async with asyncio.TaskGroup() as tasks:
+                ending = tasks.create_task(self._wait_for_end())
+                writer = tasks.create_task(self._write_answers())
+                await self._read_frames()
+                self._answers.put_nowait(None)
+                await writer
+                ending.cancel()
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        finally:
+            self._give_up()
+
+    async def _open(self) -> None:
+        request = await self._context.read()
+        if request is grpc.aio.EOF or request.WhichOneof("message") != "open":
+            raise InvalidArgument("STREAM_NOT_OPEN", "the first message of a stream must be `open`")
+        producer = request.open.producer
+        if not producer or len(producer.encode()) > PRODUCER_BYTES_MAX or "\0" in producer:
+            raise InvalidArgument(
+                "INVALID_ARGUMENT", f"open.producer has 1 to {PRODUCER_BYTES_MAX} bytes and no NUL",
+                violations=[("open.producer", "1 to 128 bytes, no NUL")],
+            )  # fmt: skip
+        if not 0 < request.open.session <= SESSION_MAX:
+            raise InvalidArgument(
+                "INVALID_ARGUMENT", "open.session is a positive number of at most 63 bits",
+                violations=[("open.session", "1 to 2^63 - 1")],
+            )  # fmt: skip
+        # Producers of different tenants may have the same name.
+        self._producer = f"{self._scope}/{producer}"
+        self._session = request.open.session
+        last_frame = await self._admission.last_frame(self._producer, self._session)
+        limits = self._limits
+        await self._write(
+            ingest_service_pb2.PublishStreamResponse(
+                opened=ingest_service_pb2.StreamOpened(
+                    last_frame=last_frame,
+                    window=ingest_service_pb2.Window(
+                        frames=limits.frames_max, bytes=limits.bytes_max
+                    ),
+                    frame_events_max=limits.frame_events_max,
+                    frame_bytes_max=limits.frame_bytes_max,
+                    node=self._node,
+                )
+            )
+        )
+
+    async def _read_frames(self) -> None:
+        while True:
+            request = await self._context.read()
+            if request is grpc.aio.EOF:
+                return
+            kind = request.WhichOneof("message")
+            if kind == "frame":
+                await self._take(request.frame)
+            elif kind == "large_frame":
+                await self._grant(request.large_frame.frame_bytes)
+            else:
+                raise InvalidArgument(
+                    "STREAM_NOT_OPEN", "after `open` only frames and large-frame requests may come"
+                )
+
+    async def _take(self, frame: ingest_service_pb2.Frame) -> None:
+        """Check a frame's bounds, then queue it; whatever comes of it goes to the queue of answers."""
+        size = frame.ByteSize()
+        limits = self._limits
+        if size <= limits.frame_bytes_max:
+            taken = size
+            await self._admission.room.take(taken)
+        else:
+            taken = self._use_grant(frame, size)
+            size = 0  # large frames count by their grants
+        self._frames += 1
+        self._bytes += size
+        try:
+            if len(frame.events) > limits.frame_events_max:
+                raise InvalidArgument(
+                    "FRAME_TOO_LARGE",
+                    f"a frame holds at most {limits.frame_events_max} events, this one {len(frame.events)}",
+                )
+            if self._frames > limits.frames_max or self._bytes > limits.bytes_max:
+                raise Exhausted(
+                    "CREDIT_EXCEEDED", "more frames or bytes are unanswered than the window allows"
+                )
+        except OutriderError:
+            self._admission.room.give_back(taken)
+            raise
+        try:
+            events, entries, refused = self._reader.read(frame.events, frame.tenant)
+            answer = await self._admission.submit(
+                self._producer, self._session, frame.number, events, entries, refused
+            )
+        except OutriderError as error:
+            answer = _failed(error)
+        except BaseException:
+            self._admission.room.give_back(taken)
+            raise
+        self._answers.put_nowait(_Unanswered(frame.number, size, taken, answer))
+
+    def _use_grant(self, frame: ingest_service_pb2.Frame, size: int) -> int:
+        if len(frame.events) != 1:
+            raise InvalidArgument(
+                "FRAME_TOO_LARGE",
+                f"a frame of several events has at most {self._limits.frame_bytes_max} bytes, this one {size}",
+            )
+        if size > self._granted:
+            raise Exhausted(
+                "CREDIT_EXCEEDED", f"a frame of {size} bytes needs a grant of that size first"
+            )
+        granted, self._granted = self._granted, 0
+        return granted
+
+    async def _grant(self, size: int) -> None:
+        """Take room for one large frame, then let it come."""
+        if size > self._limits.large_frame_bytes_max:
+            raise InvalidArgument(
+                "FRAME_TOO_LARGE",
+                f"a frame has at most {self._limits.large_frame_bytes_max} bytes, asked for were {size}",
+            )
+        if self._granted:
+            raise Exhausted("CREDIT_EXCEEDED", "a grant is waiting to be used")
+        await self._admission.room.take(size)
+        self._granted = size
+        await self._write(
+            ingest_service_pb2.PublishStreamResponse(
+                large_frame=ingest_service_pb2.LargeFrameGrant(frame_bytes=size)
+            )
+        )
+
+    async def _write_answers(self) -> None:
+        while (unanswered := await self._answers.get()) is not None:
+            try:
+                response = ack_of(unanswered.number, await unanswered.answer)
+            except Unauthenticated:
+                raise
+            except OutriderError as error:
+                response = _refusal(unanswered.number, error)
+            finally:
+                self._admission.room.give_back(unanswered.taken)
+            self._frames -= 1
+            self._bytes -= unanswered.size
+            await self._write(response)
+
+    async def _write(self, response: ingest_service_pb2.PublishStreamResponse) -> None:
+        async with self._writing:
+            await self._context.write(response)
+
+    async def _wait_for_end(self) -> None:
+        await self._end
+
+    def _give_up(self) -> None:
+        """Return the room of everything unanswered; what was submitted is stored or not without this stream."""
+        self._admission.room.give_back(self._granted)
+        self._granted = 0
+        while not self._answers.empty():
+            unanswered = self._answers.get_nowait()
+            if unanswered is None:
+                continue
+            self._admission.room.give_back(unanswered.taken)
+            unanswered.answer.add_done_callback(_look_at)
+
+
+def _refusal(number: int, error: OutriderError) -> ingest_service_pb2.PublishStreamResponse:
+    refused = ingest_service_pb2.FrameRefused(
+        number=number, reason=reason_number(error.reason), message=error.message
+    )
+    if error.retry_after_seconds is not None:
+        delay = Duration()
+        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        refused.retry_after.CopyFrom(delay)
+    return ingest_service_pb2.PublishStreamResponse(refused=refused)
+
+
+def _failed(error: OutriderError) -> asyncio.Future[FrameResult]:
+    failed: asyncio.Future[FrameResult] = asyncio.get_running_loop().create_future()
+    failed.set_exception(error)
+    return failed
+
+
+def _look_at(answer: asyncio.Future[FrameResult]) -> None:
+    """Nobody waits for this answer any more; its error is nobody's surprise."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended the stream: a domain error before anything else."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return next((error for error in leaves if isinstance(error, OutriderError)), leaves[0])

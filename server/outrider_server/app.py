@@ -1,0 +1,513 @@
+"""One node: builds every object once, runs them in one group of tasks, and takes them down in reverse.
+
+The tenure loop is its heart: hold the shards, serve, and when something fails that memory depends on, forget and take them
+up again. `Node.run` returns after a clean drain; what it raises cannot be cured by trying again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import structlog
+
+from outrider.v1 import (
+    api_key_service_pb2_grpc,
+    endpoint_service_pb2_grpc,
+    event_type_service_pb2_grpc,
+    ingest_service_pb2_grpc,
+    subscription_service_pb2_grpc,
+    tenant_service_pb2_grpc,
+)
+from outrider_server.access.keys import KeyRing
+from outrider_server.api.api_key_service import ApiKeyService
+from outrider_server.api.endpoint_service import EndpointService
+from outrider_server.api.event_type_service import EventTypeService
+from outrider_server.api.ingest_service import IngestService
+from outrider_server.api.interceptors import CallInterceptor
+from outrider_server.api.limits import Limits as ApiLimits
+from outrider_server.api.publish_stream import StreamLimits
+from outrider_server.api.server import ApiServer, Service, build_server
+from outrider_server.api.subscription_service import SubscriptionService
+from outrider_server.api.tenancy import Tenancy
+from outrider_server.api.tenant_service import TenantService
+from outrider_server.domain.access import Caller
+from outrider_server.domain.errors import OutriderError, Unauthenticated
+from outrider_server.pipeline.admission import Admission, Room
+from outrider_server.pipeline.clock import DatabaseClock
+from outrider_server.pipeline.deliver import DeliverLimits
+from outrider_server.pipeline.ingest import IngestLimits
+from outrider_server.pipeline.large import LargeEvents
+from outrider_server.pipeline.match import Directory
+from outrider_server.pipeline.persist import GroupLimits
+from outrider_server.pipeline.tenure import Tenure, TenureParts, open_tenure
+from outrider_server.policy.obligations import Limits
+from outrider_server.secrets import keys as sealing_keys
+from outrider_server.secrets.sealing import Sealer
+from outrider_server.settings import Settings, split_address
+from outrider_server.storage import configuration, endpoints
+from outrider_server.storage.database import Database, DedicatedConnection, connect, is_unavailable
+from outrider_server.storage.migrate import migrate
+from outrider_server.storage.shards import LeaseLost
+from outrider_server.telemetry.logs import PipelineLog
+from outrider_server.telemetry.metrics import Metrics, otlp_reader
+from outrider_server.transport.webhook import WebhookSender
+from outrider_server.upkeep import disk, jobs
+from outrider_server.upkeep.lease import Lease
+from outrider_server.upkeep.prune import Pruner, Retention
+from outrider_server.web.admin import start_admin, stop_admin
+
+BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+SECRETS_CHECK_SECONDS = 30.0
+LANES_SHARE = 0.75
+"""Of the node's payload bytes: for lanes. The rest is for what is on its way into the log."""
+
+WRITER_STATEMENT_SECONDS = 60.0
+
+
+class Node:
+    """One node over one database. `database_folder`: where the database's files are, if they are on this machine."""
+
+    def __init__(self, settings: Settings, dsn: str, *, database_folder: Path | None) -> None:
+        self.settings = settings
+        self.port = 0
+        self.metrics: Metrics
+        self._dsn = dsn
+        self._database_folder = database_folder
+        self._boot = str(uuid.uuid4())
+        self._clock = DatabaseClock()
+        self._stop = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._problem = "starting"
+        self._log = structlog.get_logger()
+        self._directory = Directory()
+        self._admission: Admission
+        self._ingest: IngestService
+        self._keys: KeyRing
+        self._api: ApiServer
+        self._database: Database
+        self._sealer: Sealer
+        self._lease: Lease
+
+    def stop(self) -> None:
+        """Drain and end."""
+        self._stop.set()
+
+    async def ready(self) -> None:
+        """Wait until the node holds its shards for the first time and serves."""
+        await self._ready.wait()
+
+    async def run(self) -> None:
+        """Run until `stop`."""
+        settings = self.settings
+        readers = []
+        if settings.otlp_endpoint is not None:
+            readers.append(otlp_reader(str(settings.otlp_endpoint), settings.otlp_interval_seconds))
+        self.metrics = Metrics(node=settings.node_name, readers=readers)
+        self._sealer = Sealer(_sealing_keys(settings), os.urandom)
+        await self._migrate()
+        async with contextlib.AsyncExitStack() as stack:
+            self._database = await stack.enter_async_context(
+                Database(self._dsn, node=settings.node_name, boot=self._boot)
+            )
+            self._keys = KeyRing(self._database)
+            limits = IngestLimits(
+                event_bytes_max=settings.event_bytes_max,
+                json_depth_max=settings.json_depth_max,
+                large_event_bytes=settings.large_event_bytes,
+            )
+            large = LargeEvents(limits, self.metrics.match)
+            stack.callback(large.close)
+            room = Room(int(settings.node_payload_bytes_max * (1 - LANES_SHARE)))
+            self._admission = Admission(
+                directory=self._directory,
+                limits=limits,
+                room=room,
+                large=large,
+                metrics=self.metrics,
+                monotonic=time.monotonic,
+            )
+            self._build_api()
+            sender = WebhookSender(monotonic=time.monotonic)
+            stack.push_async_callback(sender.close)
+            self._lease = Lease(
+                node=settings.node_name,
+                boot=self._boot,
+                address=self._own_address(),
+                lease_seconds=settings.lease_seconds,
+                renew_seconds=settings.lease_renew_seconds,
+                margin_seconds=settings.lease_margin_seconds,
+                clock=self._clock,
+                monotonic=time.monotonic,
+            )
+            host, port = split_address(settings.admin_address)
+            admin = await start_admin(
+                host,
+                port,
+                readiness=self._readiness,
+                exposition=self.metrics.exposition if settings.metrics_enabled else None,
+            )
+            stack.push_async_callback(stop_admin, admin)
+            await self._api.start()
+            parts = self._parts(sender)
+            self._set_gauges(parts)
+            async with asyncio.TaskGroup() as tasks:
+                beside = [
+                    tasks.create_task(self._watch_keys()),
+                    tasks.create_task(self._watch_secrets()),
+                ]
+                if self._database_folder is not None:
+                    beside.append(
+                        tasks.create_task(
+                            disk.watch(
+                                self._database_folder,
+                                settings.free_disk_bytes_min,
+                                settings.free_disk_check_seconds,
+                                self._tell_disk,
+                            )
+                        )
+                    )
+                await self._hold_tenures(parts)
+                for task in beside:
+                    task.cancel()
+            await self._api.stop(1.0)
+        await asyncio.to_thread(self.metrics.close)
+
+    async def _migrate(self) -> None:
+        connection = await connect(
+            self._dsn,
+            "migrate",
+            node=self.settings.node_name,
+            boot=self._boot,
+            statement_seconds_max=600,
+        )
+        try:
+            for name in await migrate(connection):
+                self._log.info("migration.applied", migration=name)
+        finally:
+            await connection.close()
+
+    def _build_api(self) -> None:
+        settings = self.settings
+        tenancy = Tenancy(self._database, self._changed)
+        limits = ApiLimits()
+        self._ingest = IngestService(
+            admission=self._admission,
+            limits=StreamLimits(
+                frames_max=settings.stream_frames_in_flight_max,
+                bytes_max=settings.stream_credit_bytes,
+                frame_events_max=settings.frame_events_max,
+                frame_bytes_max=settings.frame_bytes_max,
+            ),
+            now_us=self._clock.now_us,
+            node=settings.listen_address,
+        )
+        services: list[tuple[str, Any, Callable[[Any, Any], None]]] = [
+            (
+                "IngestService",
+                self._ingest,
+                ingest_service_pb2_grpc.add_IngestServiceServicer_to_server,
+            ),
+            (
+                "EndpointService",
+                EndpointService(tenancy, self._sealer, limits, os.urandom),
+                endpoint_service_pb2_grpc.add_EndpointServiceServicer_to_server,
+            ),
+            (
+                "SubscriptionService",
+                SubscriptionService(tenancy, self._sealer, limits, os.urandom),
+                subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server,
+            ),
+            (
+                "EventTypeService",
+                EventTypeService(tenancy, limits),
+                event_type_service_pb2_grpc.add_EventTypeServiceServicer_to_server,
+            ),
+            (
+                "TenantService",
+                TenantService(tenancy, self._keys, os.urandom),
+                tenant_service_pb2_grpc.add_TenantServiceServicer_to_server,
+            ),
+            (
+                "ApiKeyService",
+                ApiKeyService(tenancy, self._keys, limits, os.urandom),
+                api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server,
+            ),
+        ]
+        self._api = build_server(
+            [Service(f"outrider.v1.{name}", servicer, add) for name, servicer, add in services],
+            settings.listen_address,
+            interceptor=CallInterceptor(
+                self._keys,
+                observe=lambda method, code, _: self.metrics.api.calls.add(method, code),
+                clock=time.monotonic,
+                random=os.urandom,
+            ),
+        )
+        self.port = self._api.port
+
+    def _parts(self, sender: WebhookSender) -> TenureParts:
+        settings = self.settings
+        return TenureParts(
+            connect=self._connect,
+            clock=self._clock,
+            directory=self._directory,
+            sender=sender,
+            metrics=self.metrics,
+            log=PipelineLog(
+                clock=time.monotonic,
+                counters=self.metrics.telemetry,
+                lines_per_second=settings.log_lines_per_second_max,
+            ),
+            lease_holds=self._lease.holds,
+            random=random.random,
+            monotonic=time.monotonic,
+            limits=Limits(
+                lane_deliveries_max=settings.lane_deliveries_max,
+                lane_bytes_max=settings.lane_bytes_max,
+                held_bytes_max=int(settings.node_payload_bytes_max * LANES_SHARE),
+                window_us_max=int(settings.window_seconds_max * 1e6),
+                window_events_max=settings.window_events_max,
+            ),
+            groups=GroupLimits(
+                events_max=settings.publish_group_events_max,
+                bytes_max=settings.publish_group_bytes_max,
+                idempotency_hours=settings.idempotency_hours,
+            ),
+            deliver=DeliverLimits(
+                requests_in_flight_max=settings.requests_in_flight_max,
+                outcomes_unrecorded_max=settings.outcomes_unrecorded_max,
+            ),
+            record_interval_seconds=settings.record_interval_ms / 1000,
+            catch_up_deliveries_max=settings.catch_up_page_deliveries_max,
+            catch_up_bytes_max=settings.catch_up_page_bytes_max,
+        )
+
+    async def _hold_tenures(self, parts: TenureParts) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                await self._hold_tenure(parts)
+                failures = 0
+            except* LeaseLost as group:
+                raise group.exceptions[0] from None
+            except* (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                OSError,
+                OutriderError,
+            ) as group:
+                self._tenure_ended(group)
+            except* Exception as group:  # noqa: BLE001 - the log is the truth; starting anew from it is the cure
+                self._tenure_ended(group)
+            if self._admission.tenure is not None:
+                failures = 0
+            self._close_door()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(
+                    BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS) - 1)]
+                ):
+                    await self._stop.wait()
+            failures += 1
+
+    def _tenure_ended(self, group: BaseExceptionGroup[BaseException]) -> None:
+        error = _leaf(group)
+        self._problem = f"taking the shards up again: {type(error).__name__}"
+        expected = isinstance(error, Exception) and is_unavailable(error)
+        self._log.warning(
+            "tenure.ended",
+            error=type(error).__name__,
+            detail=str(error),
+            exc_info=None if expected else error,
+        )
+
+    async def _hold_tenure(self, parts: TenureParts) -> None:
+        connection = await self._connect("lease", durable=True)
+        try:
+            pruner = Pruner(
+                connection=connection,
+                clock=self._clock,
+                retention=Retention(
+                    self.settings.retention_days,
+                    self.settings.retention_bytes_max,
+                    self.settings.partition_hours,
+                ),
+                counters=self.metrics.prune,
+            )
+            taken = await self._lease.take_over(connection)
+            await pruner.make_ahead()
+            configurations = await configuration.load_all(connection, self._sealer)
+            upkeep_connection = await self._connect("upkeep", durable=True)
+            pruner = Pruner(
+                connection=upkeep_connection,
+                clock=self._clock,
+                retention=pruner.retention,
+                counters=self.metrics.prune,
+            )
+            job_connection = await self._connect("jobs", durable=True)
+
+            async def upkeep(tenure: Tenure, tasks: asyncio.TaskGroup) -> None:
+                tasks.create_task(self._lease.run(connection))
+                tasks.create_task(pruner.run(tenure.obligations, tenure.recorder))
+                tasks.create_task(
+                    jobs.cancel_deleted(tenure.obligations, tenure.recorder, job_connection)
+                )
+
+            try:
+                async with open_tenure(parts, taken, configurations, upkeep) as tenure:
+                    await self._serve(tenure, len(taken))
+            finally:
+                upkeep_connection.terminate()
+                job_connection.terminate()
+            if self._stop.is_set():
+                await self._lease.release(connection)
+        finally:
+            connection.terminate()
+
+    async def _serve(self, tenure: Tenure, shards: int) -> None:
+        gc.collect()
+        gc.freeze()
+        # A change that was committed while the configuration was being read is told to nobody else.
+        for entry in list(self._directory.by_id):
+            await self._changed_in(tenure, entry)
+        self._admission.tenure = tenure
+        self._problem = ""
+        self._api.health.set_serving(True)
+        self._log.info("tenure.began", shards=shards, address=self._own_address())
+        self._ready.set()
+        await self._stop.wait()
+        self._log.info("node.draining")
+        self._admission.draining = True
+        self._api.health.set_serving(False)
+        with contextlib.suppress(Exception):
+            await self._ingest.go_away()
+        await tenure.drain(self.settings.drain_seconds)
+
+    def _close_door(self) -> None:
+        self._admission.tenure = None
+        if not self._stop.is_set():
+            self._api.health.set_serving(False)
+
+    async def _connect(self, role: str, *, durable: bool) -> DedicatedConnection:
+        connection = await connect(
+            self._dsn,
+            role,
+            node=self.settings.node_name,
+            boot=self._boot,
+            statement_seconds_max=WRITER_STATEMENT_SECONDS,
+        )
+        if not durable:
+            await connection.execute("SET synchronous_commit = off")
+        return connection
+
+    async def _changed(self, tenant: int) -> None:
+        """A tenant's configuration was changed: use it before the change is answered."""
+        tenure = self._admission.tenure
+        if tenure is not None:
+            await self._changed_in(tenure, tenant)
+
+    async def _changed_in(self, tenure: Tenure, tenant: int) -> None:
+        async with self._database.connection() as connection:
+            loaded = await configuration.load_tenant(connection, self._sealer, tenant)
+        if loaded is None:
+            self._directory.remove(tenant)
+        else:
+            tenure.configure(loaded)
+
+    async def _watch_keys(self) -> None:
+        """Learn of revoked and expired keys, and end their streams."""
+
+        def why(caller: Caller) -> Unauthenticated:
+            try:
+                self._keys.require_valid(caller)
+            except Unauthenticated as error:
+                return error
+            return Unauthenticated("INVALID_API_KEY", "the API key does not hold any more")
+
+        while True:
+            await asyncio.sleep(self.settings.revocation_check_seconds)
+            with contextlib.suppress(OutriderError):
+                await self._keys.revalidate()
+            self._ingest.end_streams(lambda caller: not self._keys.is_valid(caller), why)
+
+    async def _watch_secrets(self) -> None:
+        """Secrets whose overlap ended sign no more."""
+        since_us = self._clock.now_us()
+        while True:
+            await asyncio.sleep(SECRETS_CHECK_SECONDS)
+            until_us = self._clock.now_us()
+            with contextlib.suppress(OutriderError):
+                async with self._database.connection() as connection:
+                    ended = await endpoints.find_ended_secrets(connection, since_us, until_us)
+                for tenant in ended:
+                    await self._changed(tenant)
+                since_us = until_us
+
+    def _tell_disk(self, full: bool) -> None:  # noqa: FBT001 - what is told is just this
+        if full != self._admission.disk_full:
+            self._log.warning("disk.floor", full=full)
+        self._admission.disk_full = full
+
+    def _readiness(self) -> tuple[bool, str]:
+        closed = self._admission.closed()
+        if closed is None:
+            return True, "ready"
+        return False, self._problem or closed.message
+
+    def _own_address(self) -> str:
+        host, _ = split_address(self.settings.listen_address)
+        return f"{host}:{self.port}"
+
+    def _set_gauges(self, parts: TenureParts) -> None:
+        gauges = self.metrics.gauges
+
+        def of(read: Callable[[Tenure], float]) -> Callable[[], float]:
+            def reading() -> float:
+                tenure = self._admission.tenure
+                return read(tenure) if tenure is not None else 0.0
+
+            return reading
+
+        gauges.lanes = of(lambda t: len(t.obligations.lanes))
+        gauges.lanes_deliveries = of(
+            lambda t: sum(len(lane.queue) for lane in list(t.obligations.lanes.values()))
+        )
+        gauges.payload_bytes_held = of(
+            lambda t: t.obligations.held_bytes + self._admission.room.taken
+        )
+        gauges.window_events = of(
+            lambda t: sum(len(window) for window in list(t.obligations.windows.values()))
+        )
+        gauges.requests_in_flight = of(lambda t: t.deliverer.in_flight)
+        gauges.outcomes_unrecorded = of(lambda t: t.obligations.unrecorded())
+        gauges.persist_events_waiting = of(lambda t: t.persister.waiting())
+        gauges.shards_owned = of(lambda t: len(t.obligations.windows))
+        gauges.streams_open = lambda: self._ingest.streams
+        gauges.lease_remaining_seconds = self._lease.remaining_seconds
+        if self._database_folder is not None:
+            folder = self._database_folder
+            gauges.free_disk_bytes = lambda: disk.free_bytes(folder)
+
+
+def _sealing_keys(settings: Settings) -> sealing_keys.KeyRing:
+    if settings.sealing_keys is not None:
+        return sealing_keys.KeyRing.parse(settings.sealing_keys.get_secret_value())
+    path = settings.sealing_key_file or settings.state_folder / "sealing.keys"
+    return sealing_keys.load_or_create(path, os.urandom)
+
+
+def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside nested groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

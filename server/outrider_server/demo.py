@@ -1,0 +1,3 @@
+"""placeholder"""
+async def run_demo(settings: object, options: object) -> None:
+    """Not here yet."""

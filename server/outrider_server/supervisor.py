@@ -1,0 +1,48 @@
+"""The supervisor of the embedded Postgres: starts it, starts it again when it dies, stops it last. Imports no gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+
+from outrider_server.embedded.launcher import EmbeddedPostgres
+from outrider_server.settings import Settings
+
+RESTART_SECONDS = 0.2
+
+
+@contextlib.asynccontextmanager
+async def embedded_postgres(settings: Settings) -> AsyncIterator[tuple[str, Path]]:
+    """Run Postgres in the state folder for the length of the block; gives its DSN and the folder of its files."""
+    postgres = EmbeddedPostgres(
+        settings.state_folder,
+        bin_folder=settings.postgres_bin_folder,
+        port=settings.postgres_port or None,
+        user=settings.postgres_user_id,
+    )
+    address = await asyncio.to_thread(postgres.start)
+    async with asyncio.TaskGroup() as tasks:
+        keeper = tasks.create_task(_keep(postgres))
+        try:
+            yield address.dsn, settings.state_folder
+        finally:
+            keeper.cancel()
+            await asyncio.to_thread(postgres.stop)
+
+
+async def _keep(postgres: EmbeddedPostgres) -> None:
+    """Start Postgres again whenever it ends by itself. It recovers from its own log."""
+    log = structlog.get_logger()
+    while True:
+        if await asyncio.to_thread(postgres.wait, RESTART_SECONDS) is None:
+            continue
+        log.warning("postgres.ended", status=postgres.returncode)
+        try:
+            await asyncio.to_thread(postgres.start)
+        except Exception as error:  # noqa: BLE001 - a full disk may have room again; the node says what is wrong
+            log.error("postgres.not_started", error=str(error))  # noqa: TRY400
+            await asyncio.sleep(1.0)

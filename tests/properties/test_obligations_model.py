@@ -1,0 +1,929 @@
+"""The machine of obligations against a simple model of the log: whatever happens in whatever order, nothing is lost.
+
+`Log` is the tables, applied as storage does. `World` is a node around an `Obligations`: every asynchronous thing (an
+ingest transaction, a request, a reading for catch-up, a record) is a list of steps, between which anything else may happen.
+`Machine` lets hypothesis choose. After every step the promises of `World.check` hold; at the end all faults stop and
+everything must reach its receiver.
+
+`MODEL_EXAMPLES=20000 pytest tests/properties/test_obligations_model.py` is the long run.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from outrider_server.domain.delivery import Delivery, OwedRow
+from outrider_server.domain.endpoint import BatchPolicy, DeliveryMode, Endpoint, EndpointState
+from outrider_server.domain.event import Event
+from outrider_server.domain.outcome import AttemptError, Outcome, Verdict
+from outrider_server.domain.sequence import sequence_of, shard_of
+from outrider_server.domain.subscription import Subscription, SubscriptionState
+from outrider_server.policy import obligations as module
+from outrider_server.policy.checkpoint import Window
+from outrider_server.policy.lane import Lane
+from outrider_server.policy.obligations import (
+    CatchUpQuery,
+    FoundRow,
+    Limits,
+    Look,
+    Obligations,
+    RecordPlan,
+    ToLoad,
+)
+
+Pair = tuple[int, int]
+"""A delivery: (sequence, subscription)."""
+
+START_US = 1_700_000_000_000_000
+EVENT_SIZE_MAX = 60
+CONCURRENCY = 2
+LIMITS = Limits(
+    lane_deliveries_max=3,
+    lane_bytes_max=100,
+    held_bytes_max=260,
+    window_us_max=1_000_000,
+    window_events_max=8,
+)
+SHARD_OF = {1: 3, 2: 7}
+ENDPOINTS = (
+    Endpoint(11, 1, "one", "http://one", ()),
+    Endpoint(
+        12,
+        1,
+        "two",
+        "http://two",
+        (),
+        mode=DeliveryMode.BATCH,
+        batch=BatchPolicy(2, 70, 5.0),
+    ),
+    Endpoint(
+        21,
+        2,
+        "three",
+        "http://three",
+        (),
+        mode=DeliveryMode.BATCH,
+        batch=BatchPolicy(3, 1000, 0.0),
+    ),
+)
+SUBSCRIPTIONS = (
+    Subscription(101, 1, "a", 11, ("*",)),
+    Subscription(102, 1, "b", 11, ("*",)),
+    Subscription(103, 1, "c", 12, ("*",)),
+    Subscription(104, 1, "d", 12, ("*",)),
+    Subscription(201, 2, "e", 21, ("*",)),
+    Subscription(202, 2, "f", 21, ("*",)),
+)
+
+
+# The log.
+
+
+@dataclass(slots=True)
+class StoredEvent:
+    tenant: int
+    targets: tuple[int, ...]
+    size: int
+
+
+@dataclass(slots=True)
+class StoredRow:
+    tenant: int
+    subscription: int
+    sequences: tuple[int, ...]
+    attempt: int
+    due_us: int
+
+
+@dataclass(slots=True)
+class Records:
+    """What records write: all of it goes back together when an asynchronous commit is lost."""
+
+    checkpoint: dict[int, int]
+    record_no: dict[int, int]
+    owed: dict[tuple[int, int], StoredRow] = field(default_factory=dict)
+    settled: dict[Pair, str] = field(default_factory=dict)
+    attempted: set[Pair] = field(default_factory=set)
+    ledger: dict[int, Counter[str]] = field(default_factory=lambda: {t: Counter() for t in SHARD_OF})
+
+
+class Log:
+    """The tables."""
+
+    def __init__(self) -> None:
+        self.events: dict[int, StoredEvent] = {}
+        self.pruned: set[int] = set()
+        self.epoch = dict.fromkeys(SHARD_OF.values(), 0)
+        self.records = Records(
+            checkpoint=dict.fromkeys(SHARD_OF.values(), 0),
+            record_no=dict.fromkeys(SHARD_OF.values(), 0),
+        )
+        self.boundaries: list[Records] = [copy.deepcopy(self.records)]
+
+    def write(self, plan: RecordPlan) -> None:
+        """One record transaction."""
+        records = self.records
+        for shard in plan.shards:
+            assert shard.epoch == self.epoch[shard.shard], "fenced"
+            assert shard.record_no == records.record_no[shard.shard] + 1, "numbered"
+            assert shard.checkpoint >= records.checkpoint[shard.shard], "never back"
+            records.record_no[shard.shard] = shard.record_no
+            records.checkpoint[shard.shard] = shard.checkpoint
+            for name in ("matched", "delivered", "dead", "cancelled"):
+                for tenant, count in getattr(shard, name).items():
+                    assert SHARD_OF[tenant] == shard.shard
+                    records.ledger[tenant][name] += count
+        written = {shard.shard for shard in plan.shards}
+        for attempt in plan.attempts:
+            assert attempt.shard in written
+            for pair in zip(attempt.sequences, attempt.subscriptions, strict=True):
+                records.attempted.add(pair)
+                if attempt.verdict == Verdict.DELIVERED:
+                    self._settle(pair, "delivered")
+        for dead in plan.dead_letters:
+            assert dead.shard in written
+            for sequence in dead.sequences:
+                self._settle(
+                    (sequence, dead.subscription), "cancelled" if dead.cancelled else dead.reason
+                )
+        for shard_no, row_id, sequences in plan.owed_updates:
+            row = records.owed[shard_no, row_id]
+            assert shard_no in written
+            assert sequences == tuple(sorted(sequences))
+            assert sequences
+            assert set(sequences) < set(row.sequences)
+            records.owed[shard_no, row_id] = replace(row, sequences=sequences)
+        for key in plan.owed_deletes:
+            del records.owed[key]
+        for insert in plan.owed_inserts:
+            assert insert.shard in written
+            assert (insert.shard, insert.id) not in records.owed
+            assert insert.sequences == tuple(sorted(set(insert.sequences)))
+            records.owed[insert.shard, insert.id] = StoredRow(
+                insert.tenant, insert.subscription, insert.sequences, insert.attempt, insert.due_us
+            )
+        self.boundaries = [*self.boundaries[-3:], copy.deepcopy(records)]
+
+    def _settle(self, pair: Pair, how: str) -> None:
+        assert pair not in self.records.settled, "a delivery is settled once"
+        self.records.settled[pair] = how
+
+    def lose(self, count: int) -> None:
+        """The database came back without the last `count` records, whose commits were asynchronous."""
+        kept = max(1, len(self.boundaries) - count)
+        self.boundaries = self.boundaries[:kept]
+        self.records = copy.deepcopy(self.boundaries[-1])
+
+    def find(
+        self, query: CatchUpQuery, now_us: int, rows_max: int
+    ) -> tuple[list[FoundRow], int | None, int | None]:
+        """Rows for a lane, where they stop, and when the next retry is due."""
+        rows = [
+            (key, row)
+            for key, row in self.records.owed.items()
+            if row.subscription in query.subscriptions and key[1] not in query.claimed
+        ]
+        found: list[tuple[tuple[int, int], StoredRow]] = []
+        horizon = None
+        if query.backlog:
+            found = sorted(
+                ((key, row) for key, row in rows if row.due_us == 0),
+                key=lambda item: (item[1].sequences[0], item[0]),
+            )[:rows_max]
+            horizon = found[-1][1].sequences[0] if len(found) == rows_max else None
+        retry_us = None
+        if query.retries:
+            retries = sorted(
+                ((key, row) for key, row in rows if row.due_us > 0),
+                key=lambda item: (item[1].due_us, item[0]),
+            )
+            due = [item for item in retries if item[1].due_us <= now_us][:rows_max]
+            found += due
+            rest = retries[len(due) :]
+            retry_us = rest[0][1].due_us if rest else None
+        return [_found(key, row) for key, row in found], horizon, retry_us
+
+    def find_where(self, matches: Callable[[StoredRow], bool], rows_max: int) -> list[FoundRow]:
+        rows = [_found(key, row) for key, row in sorted(self.records.owed.items()) if matches(row)]
+        return rows[:rows_max]
+
+    def load(
+        self, loading: list[ToLoad], bytes_max: int
+    ) -> tuple[dict[int, Event], int | None]:
+        """Events by sequence, as many as fit (at least one); the last sequence read when there were more."""
+        events: dict[int, Event] = {}
+        size = 0
+        last = None
+        for sequence in sorted({item.sequence for item in loading}):
+            if sequence in self.pruned:
+                last = sequence
+                continue
+            stored = self.events[sequence]
+            size += stored.size
+            if events and size > bytes_max:
+                return events, last
+            events[sequence] = _event(stored, sequence)
+            last = sequence
+        return events, None
+
+
+def _found(key: tuple[int, int], row: StoredRow) -> FoundRow:
+    return FoundRow(
+        key[0], key[1], row.tenant, row.subscription, list(row.sequences), row.attempt, row.due_us
+    )
+
+
+def _event(stored: StoredEvent, sequence: int) -> Event:
+    return Event(
+        stored.tenant,
+        "order.created",
+        b"x" * stored.size,
+        0,
+        sequence=sequence,
+        targets=stored.targets,
+        size=stored.size,
+    )
+
+
+# The node.
+
+
+@dataclass(slots=True)
+class Transaction:
+    """An ingest transaction: assigned, then durable, then the node knows."""
+
+    events: list[Event]
+    durable: bool = False
+
+
+@dataclass(slots=True)
+class Request:
+    lane: Lane
+    deliveries: list[Delivery]
+
+
+@dataclass(slots=True)
+class CatchUp:
+    """A reading for a lane, step by step."""
+
+    query: CatchUpQuery | None = None
+    found: tuple[list[FoundRow], int | None, int | None] | None = None
+    loading: list[ToLoad] | None = None
+    events: tuple[dict[int, Event], int | None] | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """Owed rows ended without sending: `subscription` deleted, or what is below `below` expired."""
+
+    look: Look
+    subscription: int = 0
+    below: int | None = None
+    rows: list[FoundRow] | None = None
+
+
+class World:
+    """A node, its log, its receivers and its operator."""
+
+    obligations_class: ClassVar[type[Obligations]] = Obligations
+    log_class: ClassVar[type[Log]] = Log
+
+    def __init__(self) -> None:
+        self.log = self.log_class()
+        self.now_us = START_US
+        self.endpoints = {endpoint.id: endpoint for endpoint in ENDPOINTS}
+        self.subscriptions = {subscription.id: subscription for subscription in SUBSCRIPTIONS}
+        self.deleted: set[int] = set()
+        self.got: Counter[Pair] = Counter()
+        self.ended: set[Pair] = set()  # by retry policy or refusal: may stand as dead
+        self.expired: set[Pair] = set()
+        self.late: set[int] = set()  # committed after a later sequence was: no order is promised
+        self.start()
+
+    # Start and takeover.
+
+    def start(self) -> None:
+        self.machine = self.obligations_class(LIMITS)
+        self.transactions: list[Transaction] = []
+        self.requests: list[Request] = []
+        self.catch_ups: dict[Lane, CatchUp] = {}
+        self.plan: RecordPlan | None = None
+        self.plan_written = False
+        self.job: Job | None = None
+        self.awake: set[Lane] = set()
+        self.live_settled = set(self.log.records.settled)
+        self.first_of_subscription: dict[int, int] = {}
+        self.first_of_lane: dict[Lane, int] = {}
+        for tenant in SHARD_OF:
+            self.configure(tenant)
+        records = self.log.records
+        owed = {
+            (sequence, row.subscription) for row in records.owed.values() for sequence in row.sequences
+        }
+        for shard in SHARD_OF.values():
+            self.log.epoch[shard] += 1
+            checkpoint = records.checkpoint[shard]
+            mine = sorted(s for s in self.log.events if shard_of(s) == shard)
+            window = Window(
+                shard,
+                self.log.epoch[shard],
+                checkpoint,
+                records.record_no[shard],
+                mine[-1] if mine else 0,
+            )
+            above = [
+                (s, self.log.events[s].tenant, self.log.events[s].targets)
+                for s in mine
+                if s > checkpoint
+            ]
+            self.machine.restore_window(
+                window, above, owed | records.attempted | set(records.settled)
+            )
+        for subscription in sorted({row.subscription for row in records.owed.values()}):
+            rows = [r for r in records.owed.values() if r.subscription == subscription]
+            self.machine.restore_owed(
+                subscription,
+                rows[0].tenant,
+                sum(row.due_us == 0 for row in rows),
+                min((row.due_us for row in rows if row.due_us), default=None),
+            )
+        self.awake |= set(self.machine.lanes.values())
+        self.check()
+
+    def configure(self, tenant: int) -> None:
+        woken = self.machine.configure(
+            tenant,
+            [e for e in self.endpoints.values() if e.tenant == tenant],
+            [
+                s
+                for s in self.subscriptions.values()
+                if s.tenant == tenant and s.id not in self.deleted
+            ],
+        )
+        self.awake |= set(woken)
+        for lane in woken:
+            self.first_of_lane.pop(lane, None)  # a resumed subscription brings older events
+
+    def crash(self, lost_records: int) -> None:
+        """The node dies, or its database comes back without its last records; its receivers have what they have."""
+        if lost_records:
+            self.log.lose(lost_records)
+        self.start()
+
+    # Ingest.
+
+    def publish(self, tenant: int, matches: list[tuple[int, int]]) -> None:
+        """Begin a transaction; `matches` are (bit set of the subscriptions matched, size) of its events."""
+        window = self.machine.windows[SHARD_OF[tenant]]
+        ids = [s.id for s in SUBSCRIPTIONS if s.tenant == tenant and s.id not in self.deleted]
+        events = []
+        for bits, size in matches:
+            targets = tuple(s for place, s in enumerate(ids) if bits >> place & 1)
+            event = _event(
+                StoredEvent(tenant, targets, size), window.clock.take(self.now_us, 1)
+            )
+            self.machine.assigned(event)
+            events.append(event)
+        self.transactions.append(Transaction(events))
+
+    def commit(self, transaction: Transaction) -> None:
+        """The transaction is durable, but the node does not know yet."""
+        transaction.durable = True
+        for event in transaction.events:
+            later = (s for s in self.log.events if shard_of(s) == shard_of(event.sequence))
+            if max(later, default=0) > event.sequence:
+                self.late.add(event.sequence)
+            self.log.events[event.sequence] = StoredEvent(event.tenant, event.targets, event.size)
+
+    def told(self, transaction: Transaction) -> None:
+        """The node learns that the transaction committed."""
+        self.transactions.remove(transaction)
+        woken: set[Lane] = set()
+        for event in transaction.events:
+            self.machine.committed(event, woken)
+        self.awake |= woken
+
+    def abort(self, transaction: Transaction) -> None:
+        self.transactions.remove(transaction)
+        for event in transaction.events:
+            self.machine.aborted(event)
+
+    # Requests.
+
+    def ready(self, lane: Lane) -> bool:
+        return lane.in_flight < CONCURRENCY and self.machine_ready(lane) == 0
+
+    def machine_ready(self, lane: Lane) -> int | None:
+        return lane.ready_in_us(self.now_us)
+
+    def take(self, lane: Lane) -> None:
+        deliveries = self.machine.take(lane)
+        assert deliveries, "a lane that is ready has something to send"
+        in_flight = {_pair(d) for r in self.requests for d in r.deliveries}
+        for delivery in deliveries:
+            pair = _pair(delivery)
+            assert pair not in self.live_settled, "no duplicates without a crash"
+            assert pair not in in_flight, "in flight once"
+            assert self.machine.routes[delivery.subscription].active
+            assert len(delivery.event.data) == delivery.event.size, "its payload is there"
+            if delivery.attempt == 0 and delivery.event.sequence not in self.late:
+                sequence = delivery.event.sequence
+                before = self.first_of_subscription.get(delivery.subscription, 0)
+                assert sequence > before, "a subscription's first attempts are in order"
+                self.first_of_subscription[delivery.subscription] = sequence
+                assert sequence >= self.first_of_lane.get(lane, 0), "a lane's, too"
+                self.first_of_lane[lane] = sequence
+        self.requests.append(Request(lane, deliveries))
+        self.awake.add(lane)
+
+    def complete(self, request: Request, verdict: Verdict, delay_us: int) -> None:
+        self.requests.remove(request)
+        pairs = [_pair(d) for d in request.deliveries]
+        if verdict is Verdict.DELIVERED:
+            self.got.update(pairs)
+            self.live_settled.update(pairs)
+        status = 200 if verdict is Verdict.DELIVERED else 500
+        due_us = self.now_us + delay_us
+
+        def retry_due(attempts: int, event_us: int) -> int | None:
+            assert START_US <= event_us <= self.now_us + 1000
+            return due_us if attempts < 3 else None
+
+        if verdict is not Verdict.DELIVERED:
+            for delivery in request.deliveries:
+                if verdict is Verdict.DEAD or delivery.attempt + 1 >= 3:
+                    self.ended.add(_pair(delivery))
+        self.machine.settle(
+            request.lane,
+            request.deliveries,
+            Outcome(verdict, status, AttemptError.NONE, 1.0),
+            retry_due,
+        )
+        self.awake.add(request.lane)
+
+    # Catch up.
+
+    def catch_up(self, lane: Lane, rows_max: int, deliveries_max: int) -> bool:
+        """One step; False when there is nothing to do."""
+        step = self.catch_ups.get(lane)
+        if step is None:
+            if not lane.wants_catch_up(self.now_us):
+                return False
+            step = CatchUp(self.machine.catch_up_query(lane, self.now_us))
+            self.catch_ups[lane] = step
+            lane.catching_up = True
+        elif step.query is not None and step.found is None:
+            step.found = self.log.find(step.query, self.now_us, rows_max)
+        elif step.query is not None and step.found is not None:
+            self.machine.claim(lane, step.query, *step.found)
+            step.query = None
+        elif step.loading is None:
+            step.loading = self.machine.to_load(lane, deliveries_max)
+        elif step.events is None:
+            step.events = self.log.load(step.loading, lane.room()[1])
+        else:
+            self.machine.loaded(lane, step.loading, *step.events)
+            del self.catch_ups[lane]
+            lane.catching_up = False
+            self.awake.add(lane)
+        return True
+
+    # Records.
+
+    def record(self) -> bool:
+        """One step of a record: plan, commit, learn of it; False when there is nothing to write."""
+        if self.plan is None:
+            self.plan = self.machine.plan_record(self.now_us)
+            self.plan_written = False
+            return self.plan is not None
+        if not self.plan_written:
+            self.log.write(self.plan)
+            self.plan_written = True
+        else:
+            plan, self.plan = self.plan, None
+            self.awake |= set(self.machine.recorded(plan))
+        return True
+
+    # The operator, and time.
+
+    def pause_subscription(self, subscription: int, *, paused: bool) -> None:
+        state = SubscriptionState.PAUSED if paused else SubscriptionState.ACTIVE
+        old = self.subscriptions[subscription]
+        self.subscriptions[subscription] = replace(old, state=state)
+        self.configure(old.tenant)
+
+    def pause_endpoint(self, endpoint: int, *, paused: bool) -> None:
+        state = EndpointState.PAUSED if paused else EndpointState.ACTIVE
+        old = self.endpoints[endpoint]
+        self.endpoints[endpoint] = replace(old, state=state)
+        self.configure(old.tenant)
+
+    def delete(self, subscription: int) -> None:
+        self.deleted.add(subscription)
+        self.configure(self.subscriptions[subscription].tenant)
+
+    def begin_expiry(self) -> None:
+        """Retention reaches into what is still owed."""
+        owed = sorted(s for row in self.log.records.owed.values() for s in row.sequences)
+        if self.job is None and owed:
+            self.job = Job(self.machine.look(), below=owed[len(owed) // 2] + 1)
+
+    def begin_cancelling(self) -> None:
+        deleted = self.machine.deleted()
+        if self.job is None and deleted:
+            self.job = Job(self.machine.look(), subscription=deleted[0])
+
+    def work(self) -> None:
+        """One step of a job."""
+        job = self.job
+        if job is None:
+            return
+        below = job.below
+        if job.rows is None:
+            if below is None:
+                job.rows = self.log.find_where(lambda r: r.subscription == job.subscription, 2)
+            else:
+                job.rows = self.log.find_where(lambda r: r.sequences[0] < below, 2)
+            return
+        self.job = None
+        if below is not None:
+            self.expired |= {(s, r.subscription) for r in job.rows for s in r.sequences if s < below}
+        if job.rows:
+            self.machine.end_rows(job.look, job.rows, expired_below=below)
+        elif below is None:
+            self.machine.cancelled_all(job.subscription, job.look)
+
+    def prune(self, sequence: int) -> None:
+        """An event's partition was dropped although deliveries of it stand owed."""
+        event = self.log.events[sequence]
+        if sequence <= self.log.records.checkpoint[shard_of(sequence)]:
+            self.log.pruned.add(sequence)
+            self.expired |= {(sequence, s) for s in event.targets}
+
+    # Promises.
+
+    def check(self) -> None:
+        self.check_log()
+        self.check_memory()
+
+    def check_log(self) -> None:
+        """A crash at this moment loses nothing, and the books balance."""
+        records = self.log.records
+        owed = Counter(
+            (sequence, row.subscription) for row in records.owed.values() for sequence in row.sequences
+        )
+        expected = {tenant: Counter[str]() for tenant in SHARD_OF}
+        pairs = set()
+        for sequence, event in self.log.events.items():
+            passed = sequence <= records.checkpoint[shard_of(sequence)]
+            for subscription in event.targets:
+                pair = (sequence, subscription)
+                pairs.add(pair)
+                how = records.settled.get(pair)
+                assert owed[pair] + (how is not None) <= 1, "owed once, or settled"
+                assert owed[pair] or how or not passed, "the checkpoint passes nothing open"
+                if how == "delivered":
+                    assert self.got[pair], "recorded as delivered means that the receiver has it"
+                elif how == "cancelled":
+                    assert subscription in self.deleted
+                elif how == module.EXPIRED:
+                    assert pair in self.expired
+                elif how is not None:
+                    assert pair in self.ended
+                count = expected[event.tenant]
+                count["matched"] += passed
+                if how is not None:
+                    count[how if how in ("delivered", "cancelled") else "dead"] += 1
+        assert pairs >= set(owed) | set(records.settled), "nothing is made up"
+        assert {t: +c for t, c in records.ledger.items()} == {t: +c for t, c in expected.items()}
+        for transaction in self.transactions:
+            for event in transaction.events:
+                assert event.sequence > records.checkpoint[shard_of(event.sequence)]
+
+    def in_memory(self) -> Iterator[Delivery]:
+        for lane in self.machine.lanes.values():
+            yield from lane.queue
+            yield from lane.spill
+        yield from self.machine._parked
+        for request in self.requests:
+            yield from request.deliveries
+
+    def check_memory(self) -> None:
+        """Counts are what they count, bounds are kept, no delivery is in memory twice."""
+        machine = self.machine
+        deliveries = list(self.in_memory())
+        held = Counter(id(d.event) for d in deliveries)
+        events = {id(d.event): d.event for d in deliveries}
+        assert machine.held_bytes == sum(event.size for event in events.values())
+        assert all(event.held == held[key] for key, event in events.items())
+        loading = [
+            item for step in self.catch_ups.values() for item in step.loading or () if item
+        ]
+        places = Counter(_pair(d) for d in deliveries)
+        places.update((item.sequence, item.row.subscription) for item in loading)
+        out = Counter(id(d.owed) for d in deliveries if d.owed is not None)
+        out.update(id(item.row) for item in loading)
+        unclaimed = {
+            key: (row.subscription, row.due_us) for key, row in self.log.records.owed.items()
+        }
+        if self.plan is not None and not self.plan_written:
+            for insert in self.plan.owed_inserts:
+                unclaimed[insert.shard, insert.id] = (insert.subscription, insert.due_us)
+        for key in machine._ending:
+            unclaimed.pop(key, None)
+        for lane in machine.lanes.values():
+            assert lane.queue_bytes == sum(d.event.size for d in lane.queue)
+            assert len(lane.queue) <= LIMITS.lane_deliveries_max
+            assert lane.queue_bytes <= LIMITS.lane_bytes_max + EVENT_SIZE_MAX
+            assert lane.in_flight == sum(r.lane is lane for r in self.requests)
+            waiting = []
+            for key, row in lane.rows.items():
+                unclaimed.pop(key, None)
+                assert key == (row.shard, row.id)
+                assert row.out == out.pop(id(row), 0)
+                assert row.waiting == sorted(set(row.waiting), reverse=True)
+                assert len(row.remaining) == row.out + len(row.waiting)
+                assert row.remaining >= set(row.waiting)
+                places.update((sequence, row.subscription) for sequence in row.waiting)
+                if row.waiting and machine.routes[row.subscription].active:
+                    waiting.append(row)
+            assert _by_id(waiting) == _by_id(lane.waiting_rows)
+            assert lane.loading == sum(item.row.id in {r for _, r in lane.rows} for item in
+                                       (self.catch_ups[lane].loading or ()
+                                        if lane in self.catch_ups else ()))
+        assert not out, "the rows of what is in memory are claimed"
+        assert all(count == 1 for count in places.values()), "no delivery is in memory twice"
+        backlog = Counter(subscription for subscription, due_us in unclaimed.values() if not due_us)
+        for route in machine.routes.values():
+            assert route.backlog >= 0
+            if not route.deleted:
+                assert route.backlog == backlog[route.subscription]
+        for lane in machine.lanes.values():
+            assert lane.backlog == sum(backlog[s] for s in lane.subscriptions)
+
+    # The end.
+
+    def quiesce(self) -> None:
+        """Faults stop: everything reaches its receiver, and the checkpoint the last event."""
+        for transaction in list(self.transactions):
+            if not transaction.durable:
+                self.commit(transaction)
+            self.told(transaction)
+        for endpoint in self.endpoints:
+            self.pause_endpoint(endpoint, paused=False)
+        for subscription in self.subscriptions:
+            if subscription not in self.deleted:
+                self.pause_subscription(subscription, paused=False)
+        for _ in range(300):
+            if self.is_done():
+                break
+            self.run_once()
+            self.check()
+        else:
+            raise AssertionError("it comes to rest")
+        for shard in SHARD_OF.values():
+            last = max((s for s in self.log.events if shard_of(s) == shard), default=0)
+            assert self.log.records.checkpoint[shard] >= last
+        for sequence, event in self.log.events.items():
+            for subscription in event.targets:
+                assert (sequence, subscription) in self.log.records.settled
+
+    def is_done(self) -> bool:
+        return not (
+            self.log.records.owed
+            or any(len(window) for window in self.machine.windows.values())
+            or any(True for _ in self.in_memory())
+            or self.machine.deleted()
+            or self.machine.unrecorded()
+            or self.plan is not None
+        )
+
+    def run_once(self) -> None:
+        """What the loops of a node do, each when it was woken or its time came."""
+        for lane in self.machine.lanes.values():
+            while lane in self.catch_ups:
+                self.catch_up(lane, 3, 3)
+            timers = [lane.retry_us] if lane.retry_us is not None else []
+            ready = lane.ready_in_us(self.now_us)
+            if ready:
+                timers.append(self.now_us + ready)
+            if lane not in self.awake and not any(at <= self.now_us for at in timers):
+                continue
+            self.awake.discard(lane)
+            for _ in range(20):
+                if self.ready(lane):
+                    self.take(lane)
+                    self.complete(self.requests[-1], Verdict.DELIVERED, 0)
+                elif self.catch_up(lane, 3, 3):
+                    while lane in self.catch_ups:
+                        self.catch_up(lane, 3, 3)
+                else:
+                    self.awake.discard(lane)
+                    break
+        for request in list(self.requests):
+            self.complete(request, Verdict.DELIVERED, 0)
+        self.begin_cancelling()
+        while self.job is not None:
+            self.work()
+        while self.record() and self.plan is not None:
+            pass
+        self.now_us += 300_000
+
+
+def _pair(delivery: Delivery) -> Pair:
+    return delivery.event.sequence, delivery.subscription
+
+
+def _by_id(rows: list[OwedRow]) -> list[tuple[int, int]]:
+    return sorted((row.shard, row.id) for row in rows)
+
+
+# Hypothesis chooses.
+
+pick = st.integers(0, 5)
+
+
+class Machine(RuleBasedStateMachine):
+    """Whatever may happen to a node, in any order."""
+
+    world_class: ClassVar[type[World]] = World
+
+    @initialize()
+    def begin(self) -> None:
+        self.world = self.world_class()
+
+    def choose(self, things: Any, place: int) -> Any:
+        things = list(things)
+        return things[place % len(things)]
+
+    def lane(self, place: int) -> Lane:
+        lane: Lane = self.choose(self.world.machine.lanes.values(), place)
+        return lane
+
+    @rule(
+        tenant=st.sampled_from([1, 1, 2]),
+        matches=st.lists(
+            st.tuples(st.integers(0, 15), st.integers(1, EVENT_SIZE_MAX)), min_size=1, max_size=4
+        ),
+    )
+    def publish_and_commit(self, tenant: int, matches: list[tuple[int, int]]) -> None:
+        world = self.world
+        world.publish(tenant, matches)
+        transaction = world.transactions[-1]
+        world.commit(transaction)
+        world.told(transaction)
+        world.check()
+
+    @precondition(lambda self: len(self.world.transactions) < 2)
+    @rule(
+        tenant=st.sampled_from([1, 1, 2]),
+        matches=st.lists(
+            st.tuples(st.integers(0, 15), st.integers(1, EVENT_SIZE_MAX)), min_size=1, max_size=3
+        ),
+    )
+    def publish(self, tenant: int, matches: list[tuple[int, int]]) -> None:
+        self.world.publish(tenant, matches)
+        self.world.check()
+
+    @precondition(lambda self: self.world.transactions)
+    @rule(place=pick, how=st.sampled_from(["commit", "commit", "abort"]))
+    def go_on_with_a_transaction(self, place: int, how: str) -> None:
+        transaction = self.choose(self.world.transactions, place)
+        if transaction.durable:
+            self.world.told(transaction)
+        elif how == "commit":
+            self.world.commit(transaction)
+        else:
+            self.world.abort(transaction)
+        self.world.check()
+
+    @precondition(lambda self: any(map(self.world.ready, self.world.machine.lanes.values())))
+    @rule(place=pick)
+    def take(self, place: int) -> None:
+        world = self.world
+        world.take(self.choose(filter(world.ready, world.machine.lanes.values()), place))
+        world.check()
+
+    @precondition(lambda self: self.world.requests)
+    @rule(
+        place=pick,
+        verdict=st.sampled_from([Verdict.DELIVERED, Verdict.DELIVERED, Verdict.RETRY, Verdict.DEAD]),
+        delay_us=st.sampled_from([1, 100_000, 2_000_000]),
+    )
+    def complete(self, place: int, verdict: Verdict, delay_us: int) -> None:
+        self.world.complete(self.choose(self.world.requests, place), verdict, delay_us)
+        self.world.check()
+
+    @rule(place=pick, rows_max=st.integers(1, 3), deliveries_max=st.integers(1, 4), steps=pick)
+    def catch_up(self, place: int, rows_max: int, deliveries_max: int, steps: int) -> None:
+        for _ in range(steps + 1):
+            self.world.catch_up(self.lane(place), rows_max, deliveries_max)
+            self.world.check()
+
+    @rule(steps=st.integers(1, 3))
+    def record(self, steps: int) -> None:
+        for _ in range(steps):
+            self.world.record()
+            self.world.check()
+
+    @rule(us=st.sampled_from([0, 1, 5_000, 200_000, 1_500_000]))
+    def time_passes(self, us: int) -> None:
+        self.world.now_us += us
+        self.world.check()
+
+    @rule()
+    def relieve(self) -> None:
+        self.world.machine.relieve()
+        machine = self.world.machine
+        assert machine.held_bytes <= LIMITS.held_bytes_max or not any(
+            lane.queue for lane in machine.lanes.values()
+        )
+        self.world.check()
+
+    @rule(place=pick)
+    def fall_asleep(self, place: int) -> None:
+        """A lane's loop finds nothing to do and waits for a wake or a timer."""
+        lane = self.lane(place)
+        idle = lane in self.world.catch_ups or not lane.wants_catch_up(self.world.now_us)
+        if idle and not self.world.ready(lane):
+            self.world.awake.discard(lane)
+
+    @rule(place=pick, paused=st.booleans())
+    def pause_or_resume_subscription(self, place: int, paused: bool) -> None:
+        ids = [s for s in self.world.subscriptions if s not in self.world.deleted]
+        if ids:
+            self.world.pause_subscription(self.choose(ids, place), paused=paused)
+        self.world.check()
+
+    @rule(place=pick, paused=st.booleans())
+    def pause_or_resume_endpoint(self, place: int, paused: bool) -> None:
+        self.world.pause_endpoint(self.choose(self.world.endpoints, place), paused=paused)
+        self.world.check()
+
+    @precondition(lambda self: len(self.world.deleted) < 4)
+    @rule(place=pick, sure=st.integers(0, 2))
+    def delete_subscription(self, place: int, sure: int) -> None:
+        ids = [s for s in self.world.subscriptions if s not in self.world.deleted]
+        if sure == 0:
+            self.world.delete(self.choose(ids, place))
+        self.world.check()
+
+    @rule(expiry=st.booleans())
+    def job(self, expiry: bool) -> None:
+        world = self.world
+        if world.job is not None:
+            world.work()
+        elif expiry:
+            world.begin_expiry()
+        else:
+            world.begin_cancelling()
+        world.check()
+
+    @precondition(lambda self: self.world.log.records.owed)
+    @rule(place=pick, sure=st.integers(0, 3))
+    def prune(self, place: int, sure: int) -> None:
+        if sure == 0:
+            row = self.choose(self.world.log.records.owed.values(), place)
+            self.world.prune(row.sequences[0])
+        self.world.check()
+
+    @rule(lost_records=st.sampled_from([0, 0, 1, 2]), sure=st.integers(0, 2))
+    def crash(self, lost_records: int, sure: int) -> None:
+        if sure == 0:
+            self.world.crash(lost_records)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.quiesce()
+
+
+def model_settings(examples: int, **more: Any) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=60,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        **more,
+    )
+
+
+@pytest.mark.timeout(0)
+def test_whatever_happens_nothing_is_lost_and_everything_arrives() -> None:
+    examples = int(os.environ.get("MODEL_EXAMPLES", "150"))
+    run_state_machine_as_test(Machine, settings=model_settings(examples, print_blob=True))
