@@ -1,3 +1,5 @@
 """placeholder"""
+
+
 async def run_demo(settings: object, options: object) -> None:
     """Not here yet."""

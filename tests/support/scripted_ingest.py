@@ -20,7 +20,6 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from outrider.v1.error_reason_pb2 import ErrorReason
 from outrider.v1.event_pb2 import Event
 from outrider.v1.ingest_service_pb2 import (
     EventError,
@@ -147,7 +146,7 @@ class ScriptedIngest:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ]
         )
-        handler = grpc.stream_stream_rpc_method_handler(
+        handler: Any = grpc.stream_stream_rpc_method_handler(
             self._publish_stream,
             request_deserializer=None,
             response_serializer=PublishStreamResponse.SerializeToString,
@@ -238,9 +237,7 @@ class ScriptedIngest:
         for index, event in enumerate(frame.events):
             if index in errors:
                 reason, message = errors[index]
-                error = EventError(
-                    reason=ErrorReason.Value(f"ERROR_REASON_{reason}"), message=message
-                )
+                error = EventError(reason=f"ERROR_REASON_{reason}", message=message)
                 ack.results.append(EventResult(index=index, error=error))
                 continue
             tenant = event.tenant or frame.tenant
@@ -467,7 +464,7 @@ class _Stream:
 
 def _refusal(number: int, refuse: Refuse) -> PublishStreamResponse:
     refused = FrameRefused(
-        number=number, reason=ErrorReason.Value(f"ERROR_REASON_{refuse.reason}"), message="scripted"
+        number=number, reason=f"ERROR_REASON_{refuse.reason}", message="scripted"
     )
     if refuse.retry_after_seconds:
         nanos = int(refuse.retry_after_seconds * 1e9)

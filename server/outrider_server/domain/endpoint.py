@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 
@@ -59,12 +59,12 @@ class Endpoint:
     id: int
     tenant: int
     name: str
-    url: str
-    secrets: tuple[bytes, ...]
+    url: str = field(repr=False)
+    secrets: tuple[bytes, ...] = field(repr=False)
     state: EndpointState = EndpointState.ACTIVE
     mode: DeliveryMode = DeliveryMode.SINGLE
     method: str = "POST"
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     concurrency: int = 8
     attempt_timeout_seconds: float = 30.0
     batch: BatchPolicy = BatchPolicy()

@@ -137,6 +137,39 @@ def decode(data: bytes) -> CheckedAst:
         raise MalformedAst("not a checked expression") from error
 
 
+def canonical(data: bytes) -> bytes:
+    """The same expression in the one form we store: equal filters give equal bytes.
+
+    The engine writes its maps in any order; here they are sorted. Source positions are left out, which a check of
+    the text gives again.
+    """
+    parts: dict[int, list[bytes]] = {}
+    name = b""
+    for number, _, value in _fields(data):
+        if number == 1:
+            name = _bytes(value)
+        elif number == 2:
+            for key, _, part in _fields(_bytes(value)):
+                parts.setdefault(key, []).append(_bytes(part))
+    parts.pop(5, None)
+    checked = b"".join(
+        _delimited(number, part)
+        for number in sorted(parts)
+        for part in (sorted(parts[number]) if number in (2, 3) else parts[number])
+    )
+    return _delimited(1, name) + _delimited(2, checked)
+
+
+def _delimited(number: int, data: bytes) -> bytes:
+    out = bytearray([number << 3 | 2])
+    length = len(data)
+    while length >= 128:
+        out.append(length & 127 | 128)
+        length >>= 7
+    out.append(length)
+    return bytes(out) + data
+
+
 _Field = tuple[int, int, "int | bytes"]
 
 

@@ -23,7 +23,7 @@ from outrider_server.matching.checked_ast import (
     ListLiteral,
     MapLiteral,
     Node,
-    Select,
+    canonical,
     children,
     decode,
     walk,
@@ -121,7 +121,7 @@ def check_filter(text: str) -> CheckedFilter:
     _check_limits(ast, text)
     _check_patterns(ast, text)
     _check_growth(ast, text)
-    return CheckedFilter(text, checked.ast)
+    return CheckedFilter(text, canonical(checked.ast))
 
 
 def _check_text(text: str) -> None:

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from uuid import UUID
 from zlib import crc32
 
-import asyncpg
-
 from outrider_server.domain.errors import OutriderError, Unavailable
 from outrider_server.domain.event import Event
 from outrider_server.domain.frame import EventRefusal, FrameResult
@@ -222,7 +220,7 @@ class Persister:
             if fresh:
                 try:
                     await self._commit(connection, fresh)
-                except (asyncpg.DataError, UnicodeEncodeError, OverflowError):
+                except event_log.DataRefused:
                     await self._commit_without_refused(connection, fresh)
                 self._counters.commits += 1
                 self._counters.commit_seconds.observe(self._monotonic() - started)
@@ -319,7 +317,7 @@ class Persister:
                 if f.session is not None and f.result is not None
             ]
             await event_log.append(connection, assigned, key_rows, frames)
-        except (asyncpg.DataError, UnicodeEncodeError, OverflowError):
+        except event_log.DataRefused:
             for event in assigned:
                 self._obligations.aborted(event)
             await event_log.rollback(connection)

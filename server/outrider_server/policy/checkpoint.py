@@ -34,6 +34,12 @@ class Window:
         """Take in an event whose sequence was just given out, before its commit: it keeps the checkpoint back."""
         self._events.append(event)
 
+    def discard(self, event: Event) -> None:
+        """Forget an event whose transaction was rolled back. It is among the last ones, so look from there."""
+        self._events.reverse()
+        self._events.remove(event)
+        self._events.reverse()
+
     def oldest_us(self) -> int | None:
         """When the oldest event above the checkpoint came, in microseconds since 1970; None when there is none."""
         return microseconds_of(self._events[0].sequence) if self._events else None

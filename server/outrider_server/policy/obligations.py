@@ -380,10 +380,9 @@ class Obligations:
         self.windows[event.sequence & _SHARD_MASK].append(event)
 
     def aborted(self, event: Event) -> None:
-        """The event's transaction was rolled back: there is no such event."""
-        event.targets = ()
+        """The event's transaction was rolled back: its sequence is nobody's, and it may be given another."""
+        self.windows[event.sequence & _SHARD_MASK].discard(event)
         event.open = 0
-        event.deliveries = ()
 
     def committed(self, event: Event, woken: set[Lane]) -> None:
         """The event is durable: queue its deliveries, and add the lanes that got one to `woken`."""
@@ -935,7 +934,7 @@ class Obligations:
                     self._read_again(lane)
                 woken[lane] = None
         elif route is not None and lane is not None:
-            if not row.remaining:
+            if not row.remaining and not row.dirty:
                 lane.rows.pop(key, None)
             elif not route.active and not route.deleted:
                 self._release(lane, route, row)
@@ -1098,6 +1097,9 @@ class Obligations:
             )
             for subscription in targets:
                 if (sequence, subscription) not in settled:
+                    route = self.routes.get(subscription)
+                    if route is not None and route.active:
+                        _lane_of(route).owing = True  # new events come after these
                     self._owe(
                         shard_of(sequence), tenant, subscription, 0, 0, Cause.RECOVERED, sequence
                     )

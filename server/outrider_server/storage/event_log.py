@@ -6,7 +6,8 @@ error; when the commit itself fails, whether it holds is unknown, and nobody may
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from uuid import UUID
 
 import asyncpg
@@ -40,7 +41,8 @@ EVENT_COLUMNS = (
     "data",
 )  # fmt: skip
 
-# The sequence clock of a moment that a look-up by (tenant, key) starts from.
+_FRAME_COLUMNS = ("at", "producer", "session", "number", "ack")
+
 FrameRow = tuple[int, str, int, int, bytes]
 """(at, producer, session, number, answer)"""
 
@@ -49,12 +51,19 @@ class ProducerConflict(Exception):
     """A producer's row was ahead of this node's memory: another writer was here."""
 
 
-class RefusedRows(Exception):
-    """Postgres refused rows of a group as data; `events` are the ones it refuses by themselves."""
+class DataRefused(Exception):
+    """Postgres refused a row of a group as data. The transaction is to be rolled back."""
 
-    def __init__(self, events: list[Event], detail: str) -> None:
-        super().__init__(detail)
-        self.events = events
+
+_REFUSED = (asyncpg.DataError, UnicodeEncodeError, OverflowError, ValueError)
+
+
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    try:
+        yield
+    except _REFUSED as error:
+        raise DataRefused(str(error)) from error
 
 
 async def begin(connection: Connection, epochs: Iterable[tuple[int, int]]) -> None:
@@ -103,41 +112,40 @@ async def append(
 
     The rows are complete before COPY starts (a generator that fails inside one would hang it).
     """
-    if events:
-        await connection.copy_records_to_table(
-            "event",
-            records=[_row(event) for event in events],
-            columns=EVENT_COLUMNS,
-        )
-    if keys:
-        await connection.copy_records_to_table(
-            "idempotency", records=keys, columns=("tenant", "key", "sequence")
-        )
-    if frames:
-        await connection.copy_records_to_table(
-            "producer_frame",
-            records=frames,
-            columns=("at", "producer", "session", "number", "ack"),
-        )
+    with _refusals_told():
+        if events:
+            await _copy_events(connection, events)
+        if keys:
+            await connection.copy_records_to_table(
+                "idempotency", records=keys, columns=("tenant", "key", "sequence")
+            )
+        if frames:
+            await connection.copy_records_to_table(
+                "producer_frame", records=frames, columns=_FRAME_COLUMNS
+            )
+
+
+async def _copy_events(connection: Connection, events: Sequence[Event]) -> None:
+    await connection.copy_records_to_table(
+        "event", records=[_row(event) for event in events], columns=EVENT_COLUMNS
+    )
 
 
 async def refused_alone(connection: Connection, events: Sequence[Event]) -> list[Event]:
-    """Which of `events` Postgres refuses as data, found by halving inside a transaction that is rolled back."""
+    """Which of `events` Postgres refuses as data, found by halving, in transactions that are rolled back."""
     if not events:
         return []
+    await connection.execute("BEGIN")
     try:
-        async with connection.transaction():
-            await connection.copy_records_to_table(
-                "event",
-                records=[_row(event) for event in events],
-                columns=EVENT_COLUMNS,
-            )
-    except (asyncpg.DataError, UnicodeEncodeError, ValueError, OverflowError):
+        await _copy_events(connection, events)
+    except _REFUSED:
+        await connection.execute("ROLLBACK")
         if len(events) == 1:
             return list(events)
         middle = len(events) // 2
         first = await refused_alone(connection, events[:middle])
         return first + await refused_alone(connection, events[middle:])
+    await connection.execute("ROLLBACK")
     return []
 
 

@@ -2,18 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-
-from outrider import errors
-from outrider.publisher import Ack, FrameReport, Publisher
-from outrider.spool import BYTES_MIN, Spool
-from outrider.v1.event_pb2 import Event
-from outrider.v1.ingest_service_pb2 import Frame
 from tests.support.scripted_ingest import (
     Action,
     Drop,
@@ -24,6 +20,13 @@ from tests.support.scripted_ingest import (
     ScriptedIngest,
     Take,
 )
+from typing_extensions import override
+
+from outrider import errors
+from outrider.publisher import Ack, FrameReport, Publisher
+from outrider.spool import BYTES_MIN, Spool
+from outrider.v1.event_pb2 import Event
+from outrider.v1.ingest_service_pb2 import Frame
 
 KEY = "or_test_key"
 
@@ -383,11 +386,15 @@ async def test_close_with_unanswered_events_says_so(server: ScriptedIngest) -> N
 
 async def test_an_error_of_the_block_is_not_hidden_by_the_close(server: ScriptedIngest) -> None:
     server.script = lambda _: End(grpc.StatusCode.PERMISSION_DENIED)
-    with pytest.raises(ZeroDivisionError):
+
+    async def use() -> None:
         async with publisher(server) as p:
             with pytest.raises(errors.PermissionDenied):
                 await p.publish(event(0))
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await use()
 
 
 async def test_a_cancelled_wait_leaves_the_event_and_other_waits_alone(
@@ -573,10 +580,12 @@ async def test_a_frame_leaves_only_after_the_spool_flushed_it(
         flushed = 0
         appended = 0
 
+        @override
         def append(self, frame: Any) -> None:
             super().append(frame)
             self.appended = frame.number
 
+        @override
         def flush(self) -> None:
             upto = self.appended
             super().flush()
@@ -602,6 +611,7 @@ async def test_a_spool_that_cannot_be_written_fails_the_publisher(
     server: ScriptedIngest, tmp_path: Path
 ) -> None:
     class Full(Spool):
+        @override
         def append(self, frame: Any) -> None:
             raise errors.SpoolError("no disk space is left")
 
@@ -684,3 +694,52 @@ async def test_over_any_lives_and_faults_spooled_events_are_stored_exactly_once_
     async with publisher(server, spool=Spool(tmp_path)) as last:
         await last.flush()
     assert [number_of(data) for data in server.payloads()] == list(range(sent))
+
+
+_MODULE = """
+import asyncio, sys
+from outrider import Event, Publisher, Spool
+
+async def main(target, key, folder, first):
+    spool = Spool(folder, fsync="never")
+    async with Publisher(target, key, "test-1", tenant="demo", spool=spool, frame_events=5) as p:
+        for number in range(first, 10**9):
+            _ = await p.send(Event(type="a.b", data=b'"%d"' % number))
+            if number % 7 == 0:
+                await p.spooled()
+                print(number, flush=True)
+
+asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
+"""
+
+
+async def test_a_killed_module_loses_nothing_that_was_spooled_and_doubles_nothing(
+    server: ScriptedIngest, tmp_path: Path
+) -> None:
+    chance = random.Random(1)
+    server.script = lambda _: (
+        Drop(stored=chance.random() < 0.5) if chance.random() < 0.05 else Take()
+    )
+    first = 0
+    kept: list[range] = []
+    for life in range(3):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", _MODULE, server.target, KEY, str(tmp_path), str(first)),
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        for _ in range(20 + 30 * life):
+            spooled = int(await process.stdout.readline())
+        process.kill()
+        *rest, _ = (await process.stdout.read()).split(b"\n")
+        await process.wait()
+        spooled = int(rest[-1]) if rest else spooled
+        kept.append(range(first, spooled + 1))
+        first = spooled + 1000
+    server.script = script_of()
+    async with publisher(server, spool=Spool(tmp_path)) as last:
+        await last.flush()
+    stored = [number_of(data) for data in server.payloads()]
+    assert len(stored) == len(set(stored))
+    assert stored == sorted(stored)
+    assert set(stored).issuperset(number for life in kept for number in life)

@@ -3,12 +3,13 @@ from __future__ import annotations
 import grpc
 import pytest
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from outrider import errors
 
 
-def failed(code: grpc.StatusCode, *details: object) -> grpc.aio.AioRpcError:
+def failed(code: grpc.StatusCode, *details: Message) -> grpc.aio.AioRpcError:
     trailing = grpc.aio.Metadata()
     if details:
         packed = []

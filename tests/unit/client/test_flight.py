@@ -194,7 +194,7 @@ def test_frames_of_another_session_end_the_stream() -> None:
 def test_a_frame_that_is_not_durable_yet_holds_back_those_behind_it() -> None:
     flight = flight_of(sealed(1), sealed(2))
     assert flight.next(0.0, lambda frame: frame.number != 1) is None
-    step = flight.next(0.0, lambda frame: True)
+    step = flight.next(0.0, lambda _: True)
     assert isinstance(step, Frame)
     assert step.number == 1
 

@@ -100,7 +100,7 @@ def test_a_batch_is_read_in_order_with_every_field() -> None:
             headers | {"WEBHOOK-SIGNATURE": headers["WEBHOOK-SIGNATURE"].replace("v1,", "v2,")},
             body,
         ),
-        lambda headers, body: (signed(body, key=b"x" * 32), body),
+        lambda _, body: (signed(body, key=b"x" * 32), body),
     ],
     ids=["body", "id", "timestamp", "signature", "not base64", "version", "secret"],
 )
