@@ -12,11 +12,14 @@ id when it is asked. Nothing here waits.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
 from outrider.errors import EventRejected, OutriderError
 from outrider.v1 import error_reason_pb2, ingest_service_pb2
+
+_LOG = logging.getLogger("outrider.publisher")
 
 FRAME_EVENTS_MAX = 500
 FRAME_BYTES_MAX = 1024 * 1024
@@ -166,9 +169,12 @@ class Frame:
                     waiter.set_result(None)
             self.waiters = None
         if self.on_settled:
-            for callback in self.on_settled:
-                callback()
-            self.on_settled = None
+            callbacks, self.on_settled = self.on_settled, None
+            for callback in callbacks:
+                try:
+                    callback()
+                except Exception:  # noqa: BLE001 - a fault of theirs is not one of the stream
+                    _LOG.exception("a callback of an event failed")
 
     def outcome(self, index: int) -> Ack | OutriderError:
         """What became of the event at `index`: its acknowledgement or its error."""

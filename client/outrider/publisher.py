@@ -16,7 +16,7 @@ import logging
 import random as random_module
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -30,6 +30,7 @@ from outrider._frames import (
     Ack,
     Frame,
 )
+from outrider._handle import Handle, settled
 from outrider.channel import bearer, open_channel
 from outrider.errors import (
     CallFailed,
@@ -102,41 +103,6 @@ class Stats(NamedTuple):
     bytes_held: int
 
 
-class Handle:
-    """One event on its way. Await it for its `Ack` or its error; several may await it, and none needs to."""
-
-    __slots__ = ("_frame", "_index")
-
-    def __init__(self, frame: Frame, index: int) -> None:
-        self._frame = frame
-        self._index = index
-
-    def done(self) -> bool:
-        """Whether it is acknowledged or failed."""
-        return self._frame.settled
-
-    def result(self) -> Ack:
-        """The acknowledgement; raises the event's error, or asyncio.InvalidStateError before it is done."""
-        outcome = self._frame.outcome(self._index)
-        if isinstance(outcome, Ack):
-            return outcome
-        raise outcome.again()
-
-    def exception(self) -> OutriderError | None:
-        """The event's error, None if it is acknowledged; asyncio.InvalidStateError before it is done."""
-        outcome = self._frame.outcome(self._index)
-        return None if isinstance(outcome, Ack) else outcome
-
-    def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Call `callback()` in the publisher's loop when it is done; at once if it is."""
-        _when_settled(self._frame, callback)
-
-    def __await__(self) -> Generator[Any, None, Ack]:
-        if not self._frame.settled:
-            yield from _settled(self._frame)
-        return self.result()
-
-
 class Publisher:
     """Publishes the events of one producer. Belongs to one event loop; `ThreadPublisher` is its twin for threads.
 
@@ -190,8 +156,9 @@ class Publisher:
         self._tenant = tenant
         self._linger_seconds = linger_ms / 1000
         self._frame_events = frame_events
-        # The header's number takes up to 11 bytes, the tenant its text.
-        self._frame_room = frame_bytes - 32 - len(tenant.encode())
+        self._frame_bytes = frame_bytes
+        self._frame_room = 0
+        self._fit_frames(frame_bytes)
         self._memory_bytes_max = window_bytes
         self._events_max = spool.events_max if spool else window_events
         self._bytes_max = spool.unanswered_bytes_max if spool else window_bytes
@@ -272,7 +239,7 @@ class Publisher:
         outcomes: list[Ack | OutriderError] = []
         for handle in handles:
             if not handle.done():
-                await _settled_frame(handle._frame)  # noqa: SLF001 - the handle is this file's
+                await handle.wait()
             error = handle.exception()
             outcomes.append(handle.result() if error is None else error)
         return outcomes
@@ -285,7 +252,7 @@ class Publisher:
         self._start()
         self._seal_open()
         if self._frames:
-            await _settled_frame(self._frames[-1])
+            await settled(self._frames[-1])
         if self._failure is not None:
             raise self._failure.again()
 
@@ -318,7 +285,7 @@ class Publisher:
             if self._frames and self._failure is None:
                 self._start(closing=True)
                 async with asyncio.timeout(timeout_seconds):
-                    await _settled_frame(self._frames[-1])
+                    await settled(self._frames[-1])
         except TimeoutError:
             pass
         finally:
@@ -462,6 +429,12 @@ class Publisher:
                 waiter.set_exception(error.again())
 
     # Frames
+
+    def _fit_frames(self, frame_bytes_max: int) -> None:
+        """Fill coming frames to what both sides allow, so that only single large events have to ask for room."""
+        # The header's number takes up to 11 bytes, the tenant its text.
+        header = 32 + len(self._tenant.encode())
+        self._frame_room = max(512, min(self._frame_bytes, frame_bytes_max) - header)
 
     def _put(self, data: bytes, tenant: str, cost: int) -> Handle:
         frame = self._open
@@ -700,8 +673,10 @@ class Publisher:
                 frame_bytes_max=opened.frame_bytes_max,
                 backoff=self._backoff,
             )
-            if opened.frame_events_max:
-                self._frame_events = min(self._frame_events, opened.frame_events_max)
+            self._frame_events = min(
+                self._frame_events, opened.frame_events_max or FRAME_EVENTS_MAX
+            )
+            self._fit_frames(min(flight.frame_bytes_max, flight.window_bytes))
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self._write(call, flight))
                 error = await self._read(call, flight)
@@ -855,6 +830,7 @@ class Publisher:
                 self._take_refusal(response.refused, flight)
             case "window":
                 flight.window(response.window.frames, response.window.bytes)
+                self._fit_frames(min(flight.frame_bytes_max, flight.window_bytes))
             case "large_frame":
                 flight.granted(response.large_frame.frame_bytes)
             case "going_away":
@@ -870,11 +846,13 @@ class Publisher:
         self._frames_acked += 1
         self._events_acked += frame.events - rejected
         self._events_rejected += rejected
+        in_memory = frame.message is not None
+        # First those who wait: they have their answer, whatever becomes of the spool.
+        frame.settle(ack)
         if self._spool is not None:
-            if frame.message is not None:
+            if in_memory:
                 self._memory_bytes -= frame.size
             self._spool.acknowledged(frame)
-        frame.settle(ack)
         self._release(frame.events, frame.cost)
         if self._on_ack is not None:
             report = FrameReport(
@@ -907,42 +885,3 @@ class Publisher:
 def _is_being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _settled(frame: Frame) -> Generator[Any, None, None]:
-    """Wait for the frame's answer: one future for each who waits, because cancelling one must not cancel others."""
-    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    if frame.waiters is None:
-        frame.waiters = []
-    frame.waiters.append(waiter)
-    try:
-        yield from waiter.__await__()
-    finally:
-        if not frame.settled and frame.waiters is not None:
-            frame.waiters.remove(waiter)
-
-
-class _Settled:
-    """`_settled` as something to await."""
-
-    __slots__ = ("_frame",)
-
-    def __init__(self, frame: Frame) -> None:
-        self._frame = frame
-
-    def __await__(self) -> Generator[Any, None, None]:
-        if not self._frame.settled:
-            yield from _settled(self._frame)
-
-
-def _settled_frame(frame: Frame) -> _Settled:
-    return _Settled(frame)
-
-
-def _when_settled(frame: Frame, callback: Callable[[], None]) -> None:
-    if frame.settled:
-        callback()
-        return
-    if frame.on_settled is None:
-        frame.on_settled = []
-    frame.on_settled.append(callback)

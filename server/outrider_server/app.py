@@ -60,7 +60,7 @@ from outrider_server.storage.migrate import migrate
 from outrider_server.storage.shards import LeaseLost
 from outrider_server.telemetry.logs import PipelineLog
 from outrider_server.telemetry.metrics import Metrics, otlp_reader
-from outrider_server.transport.webhook import WebhookSender
+from outrider_server.transport.webhook import Form, WebhookSender
 from outrider_server.upkeep import disk, jobs
 from outrider_server.upkeep.lease import Lease
 from outrider_server.upkeep.prune import Pruner, Retention
@@ -137,7 +137,7 @@ class Node:
                 monotonic=time.monotonic,
             )
             self._build_api()
-            sender = WebhookSender(monotonic=time.monotonic)
+            sender = WebhookSender(monotonic=time.monotonic, form=Form.DIRECT)
             stack.push_async_callback(sender.close)
             self._lease = Lease(
                 node=settings.node_name,

@@ -227,7 +227,7 @@ def endpoint_request(tenant: str, name: str = "", **fields: Any) -> Any:
     )
 
 
-def subscription_request(tenant: str, endpoint: str, name: str = "", **fields: Any) -> Any:
+def subscription_request(tenant: str, endpoint: str, name: str = "", /, **fields: Any) -> Any:
     return subscriptions_pb.CreateSubscriptionRequest(
         parent=f"tenants/{tenant}",
         subscription_id=name,

@@ -33,6 +33,7 @@ from outrider_server.matching.checked_ast import (
     MapLiteral,
     Node,
     Select,
+    children,
 )
 from outrider_server.matching.macros import Macro, recognise
 from outrider_server.matching.variables import CONTAINER, DATA, EVENT
@@ -176,6 +177,7 @@ _TIME_PARTS: Final = frozenset(
         "getMilliseconds",
     ]
 )
+_CONVERSIONS: Final = frozenset(_ONE_OPERAND) - {"-_", "size", "type"}
 # How `a OP b` is asked of the two helpers: name, operands swapped.
 _ORDER: Final = {
     "_<_": ("less", False),
@@ -609,10 +611,14 @@ class _Writer:
         kind, literal = test
         guards, value = self._reach(subject)
         first, name = self._bind(value)
-        written = {
-            "contains": f"{literal!r} in {name}",
-            "equals": f"{name} == {literal!r}",
-        }.get(kind, f"{name}.{kind}({literal!r})")
+        if kind == "contains":
+            # A long text is searched on account: sixty searches of ten megabytes are too much.
+            searched = f"contains({self._budget()}, {name}, {literal!r}) is True"
+            written = f"({literal!r} in {name} if len({name}) < 1024 else {searched})"
+        elif kind == "equals":
+            written = f"{name} == {literal!r}"
+        else:
+            written = f"{name}.{kind}({literal!r})"
         return _every(
             [*guards, f"{first}.__class__ is str", written if wanted else f"not {written}"]
         )
@@ -625,7 +631,7 @@ class _Writer:
             raise Unsupported("a macro")
         return macro
 
-    def _loop(self, macro: Macro, write: Callable[[Macro, str], _Loop]) -> str:
+    def _loop(self, macro: Macro, write: Callable[[Macro, int], _Loop]) -> str:
         """A call of a new function that walks the range. Iterations are charged where it returns."""
         self._budget()
         outer = "".join(f", {local}" for _, local in self._variables)
@@ -633,7 +639,8 @@ class _Writer:
         element = self._name("l")
         self._functions.append(_Function(f"r, d, x, v, b{outer}", loop=True))
         self._variables.append((macro.variable, element))
-        loop = write(macro, element)
+        weight = _weight(macro)
+        loop = write(macro, weight)
         self._variables.pop()
         body = (
             "    if r.__class__ is not list and r.__class__ is not dict:\n"
@@ -646,69 +653,86 @@ class _Writer:
             f"    for {element} in i:\n"
             f"{loop.turn}"
             "    b[0] -= n\n"
-            "    if b[0] < 0:\n"
+            f"    b[1] -= n * {weight}\n"
+            "    if b[0] < 0 or b[1] < 0:\n"
             "        over_budget()\n"
             f"    return {loop.end}\n"
         )
         function = self._build(self._functions.pop(), body)
         return f"{self._constant(function)}({argument}, d, x, v, b{outer})"
 
-    def _quantify(self, macro: Macro, *, wanted: bool) -> _Loop:
+    def _quantify(self, macro: Macro, weight: int, *, wanted: bool) -> _Loop:
         """T or F of exists and all: `exists` is true when one body is, false when all bodies are; `all` dually."""
         condition = cast(Node, macro.condition)
         test = self._verdict(condition, wanted=wanted)
         one_decides = (macro.kind == "exists") is wanted
         stop = test if one_decides else f"not {test}"
-        turn = f"        if {stop}:\n{_leave(str(one_decides))}"
+        turn = f"        if {stop}:\n{_leave(str(one_decides), weight)}"
         return _Loop("", turn, str(not one_decides), "False")
 
-    def _quantify_true(self, macro: Macro, element: str) -> _Loop:
-        return self._quantify(macro, wanted=True)
+    def _quantify_true(self, macro: Macro, weight: int) -> _Loop:
+        return self._quantify(macro, weight, wanted=True)
 
-    def _quantify_false(self, macro: Macro, element: str) -> _Loop:
-        return self._quantify(macro, wanted=False)
+    def _quantify_false(self, macro: Macro, weight: int) -> _Loop:
+        return self._quantify(macro, weight, wanted=False)
 
-    def _quantify_either(self, macro: Macro, element: str) -> _Loop:
+    def _quantify_either(self, macro: Macro, weight: int) -> _Loop:
         decided = macro.kind == "exists"
         turn = (
             f"        t = {self._either(cast(Node, macro.condition))}\n"
-            f"        if t is {decided}:\n{_leave(str(decided))}"
+            f"        if t is {decided}:\n{_leave(str(decided), weight)}"
             "        if t is E:\n            s = E\n"
         )
         return _Loop(f"    s = {not decided}\n", turn, "s", "E")
 
-    def _count_one(self, macro: Macro, element: str) -> _Loop:
+    def _count_one(self, macro: Macro, weight: int) -> _Loop:
         turn = (
             f"        t = {self._either(cast(Node, macro.condition))}\n"
-            f"        if t is E:\n{_leave('E')}"
+            f"        if t is E:\n{_leave('E', weight)}"
             "        if t:\n            s += 1\n"
         )
         return _Loop("    s = 0\n", turn, "s == 1", "E")
 
-    def _collect(self, macro: Macro, element: str) -> _Loop:
+    def _collect(self, macro: Macro, weight: int) -> _Loop:
         turn = ""
         if macro.condition is not None:
             turn = (
                 f"        t = {self._either(macro.condition)}\n"
-                f"        if t is E:\n{_leave('E')}"
+                f"        if t is E:\n{_leave('E', weight)}"
                 "        if not t:\n            continue\n"
             )
         turn += (
             f"        t = {self.value(cast(Node, macro.element))}\n"
-            f"        if t is E:\n{_leave('E')}"
+            f"        if t is E:\n{_leave('E', weight)}"
             "        s.append(t)\n"
         )
         return _Loop("    s = []\n", turn, "s", "E")
 
 
-def _leave(result: str) -> str:
+def _leave(result: str, weight: int) -> str:
     """Return from inside a loop, charging the turns taken so far."""
     return (
-        "            b[0] -= n - i.__length_hint__()\n"
-        "            if b[0] < 0:\n"
+        "            n -= i.__length_hint__()\n"
+        "            b[0] -= n\n"
+        f"            b[1] -= n * {weight}\n"
+        "            if b[0] < 0 or b[1] < 0:\n"
         "                over_budget()\n"
         f"            return {result}\n"
     )
+
+
+def _weight(macro: Macro) -> int:
+    """Units of work of one turn: its operations, conversions for eight. Loops inside count for themselves."""
+    total = 0
+    waiting = [part for part in (macro.condition, macro.element) if part is not None]
+    while waiting:
+        node = waiting.pop()
+        heavy = isinstance(node, Call) and (
+            node.function in _TIME_PARTS or node.function in _CONVERSIONS
+        )
+        total += 8 if heavy else 1
+        waiting.extend([node.range] if isinstance(node, Comprehension) else children(node))
+    return total
 
 
 def _every(conditions: list[str]) -> str:

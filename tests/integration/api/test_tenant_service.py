@@ -15,8 +15,7 @@ from outrider.v1 import (
     subscription_service_pb2,
 )
 from outrider.v1 import tenant_service_pb2 as pb
-from tests.support.api import Api, endpoint_request, running, subscription_request
-from tests.support.postgres import Database
+from tests.support.api import Api, endpoint_request, subscription_request
 
 from outrider_server.domain.sequence import SHARD_COUNT
 
@@ -198,23 +197,3 @@ async def test_roles_allow_what_the_table_says(api: Api) -> None:
             "ROLE_TOO_LOW",
         ), method
     assert (await acme.call("GetTenant", pb.GetTenantRequest(name="tenants/acme"))).shard == 0
-
-
-async def test_change_is_told_where_the_caller_left_before_the_answer(database: Database) -> None:
-    """A cancelled call may have been committed: the node must not go on without knowing of it."""
-    entered, release = asyncio.Event(), asyncio.Event()
-    told: list[int] = []
-
-    async def changed(tenant: int) -> None:
-        told.append(tenant)
-        entered.set()
-        await release.wait()
-
-    async with running(database.dsn, changed=changed) as api:
-        call = asyncio.ensure_future(api.admin.call("CreateTenant", create("acme")))
-        await entered.wait()
-        call.cancel()
-        _ = await asyncio.wait([call])
-        release.set()
-        assert (await api.admin.call("GetTenant", pb.GetTenantRequest(name="tenants/acme"))).shard == 0
-        assert told

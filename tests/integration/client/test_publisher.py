@@ -104,7 +104,7 @@ async def test_a_frame_leaves_after_the_linger_without_being_full(server: Script
 
 async def test_flush_does_not_wait_for_the_linger(server: ScriptedIngest) -> None:
     async with publisher(server, linger_ms=3_600_000) as p:
-        await p.send(event(1))
+        _ = await p.send(event(1))
         await p.flush()
         assert server.payloads() == [b'"1"']
 
@@ -124,9 +124,9 @@ async def test_publish_many_tells_each_outcome_in_order(server: ScriptedIngest) 
 async def test_an_event_may_be_changed_after_it_was_sent(server: ScriptedIngest) -> None:
     async with publisher(server) as p:
         reused = event(1)
-        await p.send(reused)
+        _ = await p.send(reused)
         reused.data = b'"2"'
-        await p.send(reused)
+        _ = await p.send(reused)
     assert server.payloads() == [b'"1"', b'"2"']
 
 
@@ -136,7 +136,7 @@ async def test_send_waits_while_the_window_is_full_and_keeps_the_order_of_those_
     server.answering.clear()
     async with publisher(server, window_events=3) as p:
         for i in range(3):
-            await p.send(event(i))
+            _ = await p.send(event(i))
         waiting = [asyncio.ensure_future(p.send(event(i))) for i in range(3, 8)]
         async with server.received:
             await server.received.wait_for(lambda: server.frames_received >= 1)
@@ -157,9 +157,9 @@ async def test_the_window_bounds_bytes_too_and_lets_one_larger_event_pass(
 ) -> None:
     async with publisher(server, window_bytes=10_000) as p:
         for i in range(20):
-            await p.send(event(i, size=4000))
+            _ = await p.send(event(i, size=4000))
             assert p.stats.bytes_held <= 10_000
-        await p.send(event(20, size=50_000))
+        _ = await p.send(event(20, size=50_000))
         assert p.stats.events_held == 1
     assert len(server.log) == 21
 
@@ -168,7 +168,7 @@ async def test_a_busy_sender_lets_the_loop_write(server: ScriptedIngest) -> None
     async with publisher(server) as p:
         await p.publish(event(0))
         for i in range(1, 20_001):
-            await p.send(event(i))
+            _ = await p.send(event(i))
         # Nothing here waited for room, and yet most of it is on its way.
         assert server.frames_received > 10
         await p.flush()
@@ -179,7 +179,7 @@ async def test_small_server_windows_are_kept(server: ScriptedIngest) -> None:
     server.window_frames, server.window_bytes = 2, 3000
     async with publisher(server, frame_bytes=1024) as p:
         for i in range(300):
-            await p.send(event(i, size=100))
+            _ = await p.send(event(i, size=100))
     assert [number_of(data) for data in server.payloads()] == list(range(300))
     assert server.unanswered_frames_max <= 2
 
@@ -188,7 +188,7 @@ async def test_a_window_that_shrinks_and_grows_is_followed(server: ScriptedInges
     server.script = script_of((3, Resize(1, 1200)), (6, Resize(50, 10_000)))
     async with publisher(server, frame_bytes=1024) as p:
         for i in range(300):
-            await p.send(event(i, size=100))
+            _ = await p.send(event(i, size=100))
     assert [number_of(data) for data in server.payloads()] == list(range(300))
 
 
@@ -198,14 +198,14 @@ async def test_large_events_ask_for_room_and_go_alone(server: ScriptedIngest) ->
     async with publisher(server) as p:
         sizes = [10, 1_000, 3 * megabyte, 10, 10 * megabyte - 50, 700_000, 10, 2 * megabyte]
         for i, size in enumerate(sizes):
-            await p.send(event(i, size=size))
+            _ = await p.send(event(i, size=size))
     assert [number_of(data) for data in server.payloads()] == list(range(len(sizes)))
 
 
 async def test_an_event_too_large_for_any_frame_is_refused_at_once(server: ScriptedIngest) -> None:
     async with publisher(server) as p:
         with pytest.raises(errors.EventRejected) as caught:
-            await p.send(event(1, size=10 * 1024 * 1024))
+            _ = await p.send(event(1, size=10 * 1024 * 1024))
         assert caught.value.reason == "PAYLOAD_TOO_LARGE"
         assert p.stats.events_held == 0
         await p.publish(event(2))
@@ -215,7 +215,7 @@ async def test_a_refused_frame_comes_again_with_all_behind_it(server: ScriptedIn
     server.script = script_of((2, Refuse()), (2, Refuse("NOT_READY", 0.01)), (5, Refuse()))
     async with publisher(server, frame_events=10) as p:
         for i in range(100):
-            await p.send(event(i))
+            _ = await p.send(event(i))
         await p.flush()
         assert p.stats.frames_refused >= 3
     assert [number_of(data) for data in server.payloads()] == list(range(100))
@@ -241,7 +241,7 @@ async def test_a_draining_node_is_left_after_its_last_answer(server: ScriptedIng
     server.script = script_of((2, SayGoingAway()))
     async with publisher(server, frame_events=10) as p:
         for i in range(100):
-            await p.send(event(i))
+            _ = await p.send(event(i))
     assert [number_of(data) for data in server.payloads()] == list(range(100))
     assert server.streams == 2
 
@@ -302,7 +302,7 @@ async def test_a_revoked_key_fails_every_handle_with_its_reason(server: Scripted
     assert failed
     assert all(isinstance(handle.exception(), errors.Unauthenticated) for handle in failed)
     with pytest.raises(errors.Unauthenticated):
-        await p.send(event(2000))
+        _ = await p.send(event(2000))
     with pytest.raises(errors.Unauthenticated):
         await p.flush()
     with pytest.raises(errors.Unauthenticated):
@@ -318,9 +318,9 @@ async def _wait(handle: Any) -> Ack:
 async def test_a_failure_reaches_those_who_wait_for_room(server: ScriptedIngest) -> None:
     server.script = lambda _: End(grpc.StatusCode.PERMISSION_DENIED, "TENANT_OUT_OF_SCOPE")
     p = publisher(server, window_events=1)
-    await p.send(event(0))
+    _ = await p.send(event(0))
     with pytest.raises(errors.PermissionDenied):
-        await p.send(event(1))
+        _ = await p.send(event(1))
     with pytest.raises(errors.PermissionDenied):
         await p.close()
 
@@ -380,7 +380,7 @@ async def test_close_with_unanswered_events_says_so(server: ScriptedIngest) -> N
     with pytest.raises(errors.PublisherClosed):
         await handle
     with pytest.raises(errors.PublisherClosed):
-        await p.send(event(1))
+        _ = await p.send(event(1))
     await p.close()
 
 
@@ -417,7 +417,7 @@ async def test_on_ack_is_told_of_each_frame_in_order(server: ScriptedIngest) -> 
     server.script = script_of((2, Take(rejected=((0, "EMPTY_PAYLOAD", ""),))))
     async with publisher(server, frame_events=10, on_ack=reports.append) as p:
         for i in range(25):
-            await p.send(event(i))
+            _ = await p.send(event(i))
     assert [(r.number, r.events, r.rejected) for r in reports] == [
         (1, 10, 0),
         (2, 10, 1),
@@ -548,7 +548,7 @@ async def test_with_a_spool_sending_goes_on_without_a_server_and_memory_stays_bo
     spool = Spool(tmp_path, fsync="never")
     async with publisher(server, spool=spool, window_bytes=300_000, window_events=10) as p:
         for i in range(2000):
-            await p.send(event(i, size=1000))
+            _ = await p.send(event(i, size=1000))
         await p.spooled()
         held = [frame.message for frame in p._frames if frame.message is not None]
         assert sum(map(len, held)) <= 310_000
@@ -563,7 +563,7 @@ async def test_a_full_spool_makes_send_wait(server: ScriptedIngest, tmp_path: Pa
     async with publisher(server, spool=spool) as p:
         size = 1_000_000
         for i in range(spool.unanswered_bytes_max // (size + 100)):
-            await p.send(event(i, size=size))
+            _ = await p.send(event(i, size=size))
         waiting = asyncio.ensure_future(p.send(event(999, size=size)))
         await asyncio.wait([waiting], timeout=0.05)
         assert not waiting.done()
@@ -602,7 +602,7 @@ async def test_a_frame_leaves_only_after_the_spool_flushed_it(
     server.script = script
     async with publisher(server, spool=spool, frame_events=5) as p:
         for i in range(500):
-            await p.send(event(i))
+            _ = await p.send(event(i))
     assert early == []
     assert len(server.log) == 500
 
@@ -646,7 +646,7 @@ async def test_data_that_went_back_is_answered_from_the_spool_too(
         await first.publish(event(0))
         await first.publish(event(1))
         server.answering.clear()
-        await first.send(event(2))
+        _ = await first.send(event(2))
         await first.spooled()
         await first.close(timeout_seconds=0.05)
     server.answering.set()
@@ -685,7 +685,7 @@ async def test_over_any_lives_and_faults_spooled_events_are_stored_exactly_once_
             sleep=no_pause,
         )
         for _ in range(chance.randint(0, 80)):
-            await p.send(event(sent))
+            _ = await p.send(event(sent))
             sent += 1
             if chance.random() < 0.05:
                 await asyncio.sleep(0.001)

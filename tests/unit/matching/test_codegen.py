@@ -291,6 +291,8 @@ def test_turns_not_taken_are_not_charged() -> None:
         ("a.all(i, b.contains('y') || true)", {"a": [0] * 1000, "b": "x" * 1_000_000}),
         ("a.all(i, b in data.c || true)", {"a": [0] * 1000, "b": 1, "c": [0] * 1000}),
         ("a + a + a == a", {"a": "x" * 600_000}),
+        (" || ".join(["a.contains('y')"] * 60), {"a": "x" * 1_000_000}),
+        ("a.all(i, a.all(j, string(i) == string(j) || string(i + 1) != ''))", {"a": [0] * 99}),
         ("a == b", {"a": [0] * 200_000, "b": [0] * 200_000}),
     ],
 )
