@@ -64,11 +64,12 @@ async def settled(frame: Frame) -> None:
     if frame.settled:
         return
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    if frame.waiters is None:
-        frame.waiters = []
-    frame.waiters.append(waiter)
+    waiters = frame.waiters
+    if waiters is None:
+        waiters = frame.waiters = []
+    waiters.append(waiter)
     try:
         await waiter
-    finally:
-        if not frame.settled and frame.waiters is not None:
-            frame.waiters.remove(waiter)
+    except asyncio.CancelledError:
+        waiters.remove(waiter)
+        raise

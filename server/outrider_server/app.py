@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import structlog
 
 from outrider.v1 import (
@@ -90,6 +89,7 @@ class Node:
         self._problem = "starting"
         self._log = structlog.get_logger()
         self._directory = Directory()
+        self._changed_meanwhile: set[int] = set()
         self._admission: Admission
         self._ingest: IngestService
         self._keys: KeyRing
@@ -293,36 +293,27 @@ class Node:
         )
 
     async def _hold_tenures(self, parts: TenureParts) -> None:
+        """One tenure after another until the node stops; a failure to begin one is tried again ever more slowly."""
         failures = 0
         while not self._stop.is_set():
             try:
                 await self._hold_tenure(parts)
-                failures = 0
-            except* LeaseLost as group:
-                raise group.exceptions[0] from None
-            except* (
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                OSError,
-                OutriderError,
-            ) as group:
-                self._tenure_ended(group)
-            except* Exception as group:  # noqa: BLE001 - the log is the truth; starting anew from it is the cure
-                self._tenure_ended(group)
-            if self._admission.tenure is not None:
-                failures = 0
+            except Exception as error:  # noqa: BLE001 - see _tenure_ended
+                for leaf in _leaves(error):
+                    if isinstance(leaf, LeaseLost):
+                        raise leaf from None
+                self._tenure_ended(_leaves(error)[0])
+            began = self._admission.tenure is not None
             self._close_door()
+            failures = 0 if began else min(failures + 1, len(BACK_OFF_SECONDS) - 1)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(
-                    BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS) - 1)]
-                ):
+                async with asyncio.timeout(BACK_OFF_SECONDS[failures]):
                     await self._stop.wait()
-            failures += 1
 
-    def _tenure_ended(self, group: BaseExceptionGroup[BaseException]) -> None:
-        error = _leaf(group)
+    def _tenure_ended(self, error: BaseException) -> None:
+        """The log is the truth; starting anew from it is the cure, whatever it was. What nobody foresaw is told in full."""
         self._problem = f"taking the shards up again: {type(error).__name__}"
-        expected = isinstance(error, Exception) and is_unavailable(error)
+        expected = isinstance(error, OutriderError) or is_unavailable(error)
         self._log.warning(
             "tenure.ended",
             error=type(error).__name__,
@@ -331,10 +322,20 @@ class Node:
         )
 
     async def _hold_tenure(self, parts: TenureParts) -> None:
-        connection = await self._connect("lease", durable=True)
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def connection(role: str) -> DedicatedConnection:
+                made = await self._connect(role, durable=True)
+                stack.callback(made.terminate)
+                return made
+
+            lease, pruning, cancelling = (
+                await connection("lease"),
+                await connection("prune"),
+                await connection("jobs"),
+            )
             pruner = Pruner(
-                connection=connection,
+                connection=pruning,
                 clock=self._clock,
                 retention=Retention(
                     self.settings.retention_days,
@@ -343,42 +344,29 @@ class Node:
                 ),
                 counters=self.metrics.prune,
             )
-            taken = await self._lease.take_over(connection)
+            taken = await self._lease.take_over(lease)
             await pruner.make_ahead()
-            configurations = await configuration.load_all(connection, self._sealer)
-            upkeep_connection = await self._connect("upkeep", durable=True)
-            pruner = Pruner(
-                connection=upkeep_connection,
-                clock=self._clock,
-                retention=pruner.retention,
-                counters=self.metrics.prune,
-            )
-            job_connection = await self._connect("jobs", durable=True)
+            self._changed_meanwhile.clear()
+            configurations = await configuration.load_all(lease, self._sealer)
 
             async def upkeep(tenure: Tenure, tasks: asyncio.TaskGroup) -> None:
-                tasks.create_task(self._lease.run(connection))
+                tasks.create_task(self._lease.run(lease))
                 tasks.create_task(pruner.run(tenure.obligations, tenure.recorder))
                 tasks.create_task(
-                    jobs.cancel_deleted(tenure.obligations, tenure.recorder, job_connection)
+                    jobs.cancel_deleted(tenure.obligations, tenure.recorder, cancelling)
                 )
 
-            try:
-                async with open_tenure(parts, taken, configurations, upkeep) as tenure:
-                    await self._serve(tenure, len(taken))
-            finally:
-                upkeep_connection.terminate()
-                job_connection.terminate()
+            async with open_tenure(parts, taken, configurations, upkeep) as tenure:
+                await self._serve(tenure, len(taken))
             if self._stop.is_set():
-                await self._lease.release(connection)
-        finally:
-            connection.terminate()
+                await self._lease.release(lease)
 
     async def _serve(self, tenure: Tenure, shards: int) -> None:
         gc.collect()
         gc.freeze()
         # A change that was committed while the configuration was being read is told to nobody else.
-        for entry in list(self._directory.by_id):
-            await self._changed_in(tenure, entry)
+        while self._changed_meanwhile:
+            await self._changed_in(tenure, self._changed_meanwhile.pop())
         self._admission.tenure = tenure
         self._problem = ""
         self._api.health.set_serving(True)
@@ -414,6 +402,8 @@ class Node:
         tenure = self._admission.tenure
         if tenure is not None:
             await self._changed_in(tenure, tenant)
+        else:
+            self._changed_meanwhile.add(tenant)
 
     async def _changed_in(self, tenure: Tenure, tenant: int) -> None:
         async with self._database.connection() as connection:
@@ -505,9 +495,8 @@ def _sealing_keys(settings: Settings) -> sealing_keys.KeyRing:
     return sealing_keys.load_or_create(path, os.urandom)
 
 
-def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error inside nested groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The errors inside nested groups."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in _leaves(inner)]

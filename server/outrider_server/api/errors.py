@@ -61,6 +61,7 @@ CODES: dict[type[OutriderError], grpc.StatusCode] = {
 }
 
 _RETRIED = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE})
+_PACKING_BYTES = 64  # the name of a detail's type, and lengths
 _DETAILS_KEY = "grpc-status-details-bin"
 
 _log = logging.getLogger(__name__)
@@ -79,9 +80,9 @@ def status_of(error: OutriderError) -> Status:
     code = code_of(error)
     status = Status(code=code.value[0], message=_clipped(error.message))
     for detail in _details(error, code):
-        status.details.add().Pack(detail)
-        if status.ByteSize() > STATUS_BYTES_MAX:
-            del status.details[-1]
+        _add(status, detail)
+    if error.violations:
+        _add(status, _violations(error, STATUS_BYTES_MAX - status.ByteSize()))
     return status
 
 
@@ -121,8 +122,6 @@ def _details(error: OutriderError, code: grpc.StatusCode) -> Iterator[Message]:
         domain=DOMAIN,
         metadata={key: _clipped(value) for key, value in error.metadata.items()},
     )
-    if error.violations:
-        yield _violations(error)
     if code in _RETRIED:
         seconds = error.retry_after_seconds
         delay = Duration()
@@ -135,12 +134,19 @@ def _details(error: OutriderError, code: grpc.StatusCode) -> Iterator[Message]:
         yield ResourceInfo(resource_type=_type_of(name), resource_name=_clipped(name))
 
 
-def _violations(error: OutriderError) -> BadRequest:
+def _add(status: Status, detail: Message) -> None:
+    status.details.add().Pack(detail)
+    if status.ByteSize() > STATUS_BYTES_MAX:
+        del status.details[-1]
+
+
+def _violations(error: OutriderError, room: int) -> BadRequest:
+    """As many of the violations as there is room for; the first ones are the ones to begin with anyway."""
     request = BadRequest()
     for field, description in error.violations:
         request.field_violations.add(field=_clipped(field), description=_clipped(description))
-        # Room is left for what else the status holds; the first violations are the ones to begin with anyway.
-        if request.ByteSize() > STATUS_BYTES_MAX // 2:
+        if request.ByteSize() > room - _PACKING_BYTES:
+            del request.field_violations[-1]
             break
     return request
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from outrider_server.domain.errors import Exhausted, OutriderError, Unavailable
-from outrider_server.domain.event import Event
+from outrider_server.domain.event import EVENT_OVERHEAD_BYTES, Event
 from outrider_server.domain.frame import EventRefusal, FrameResult
 from outrider_server.pipeline.ingest import EventChecker, IngestLimits, Refused, check_and_match
 from outrider_server.pipeline.large import LargeEvents
@@ -214,7 +214,7 @@ class Admission:
         if error is None:
             ingest.frames += 1
             ingest.events += len(kept)
-            ingest.bytes += sum(event.size for event, _, _ in kept)
+            ingest.bytes += sum(event.size - EVENT_OVERHEAD_BYTES for event, _, _ in kept)
             self._metrics.persist.ack_seconds.observe(self._monotonic() - started)
         elif isinstance(error, OutriderError):
             ingest.frames_refused.add(error.reason)

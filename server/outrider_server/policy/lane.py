@@ -102,13 +102,13 @@ class Lane:
             or self.paused
         )
 
-    def may_load(self, row: OwedRow) -> bool:
-        """Whether the next waiting sequence of a claimed row may be loaded now. Retries mix in at any time."""
+    def may_load(self, row: OwedRow, sequence: int) -> bool:
+        """Whether a sequence of a claimed row may come into the queue now. Retries mix in at any time."""
         if row.retry:
             return True
         if self.owing or self.owing_now:
             return False
-        return not self.backlog or self.horizon is None or row.waiting[-1] <= self.horizon
+        return not self.backlog or self.horizon is None or sequence <= self.horizon
 
     def push(self, delivery: Delivery) -> None:
         """Queue a delivery behind the others."""
@@ -126,7 +126,7 @@ class Lane:
         ):
             return False
         return (
-            any(self.may_load(row) for row in self.waiting_rows)
+            any(self.may_load(row, row.waiting[-1]) for row in self.waiting_rows)
             or self.wants_backlog()
             or self.wants_retries(now_us)
         )
@@ -136,7 +136,7 @@ class Lane:
         return (
             self.backlog > self.unrecorded
             and not (self.owing or self.owing_now)
-            and not any(self.may_load(row) for row in self.waiting_rows)
+            and not any(self.may_load(row, row.waiting[-1]) for row in self.waiting_rows)
         )
 
     def wants_retries(self, now_us: int) -> bool:

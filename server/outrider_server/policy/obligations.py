@@ -259,8 +259,13 @@ class Obligations:
             for row in lane.rows.values()
             if row.subscription == route.subscription and row.waiting
         ]
-        if any(delivery.subscription == route.subscription for delivery in self._parked):
+        soon = [delivery.subscription for delivery in self._parked]
+        soon += [row.subscription for row in self._ending.values() if row.remaining]
+        soon += [key[2] for key in self._owed if not key[4]]
+        if route.subscription in soon:
             lane.owing = True
+        if route.unrecorded:
+            lane.owing_now = True
 
     def _leave(self, route: Route, lane: Lane) -> list[Delivery]:
         """Take a subscription out of its lane; return its deliveries that waited there."""
@@ -726,7 +731,7 @@ class Obligations:
         waiting = [
             (row.waiting[-1], place, row)
             for place, row in enumerate(lane.waiting_rows)
-            if lane.may_load(row)
+            if lane.may_load(row, row.waiting[-1])
         ]
         heapify(waiting)
         loading: list[ToLoad] = []
@@ -735,7 +740,7 @@ class Obligations:
             loading.append(ToLoad(row, sequence))
             row.waiting.pop()
             row.out += 1
-            if row.waiting and lane.may_load(row):
+            if row.waiting and lane.may_load(row, row.waiting[-1]):
                 heapreplace(waiting, (row.waiting[-1], place, row))
             else:
                 heappop(waiting)
@@ -749,9 +754,11 @@ class Obligations:
     ) -> None:
         """The events of `loading` were read, up to the sequence `last` (None: all of them); queue their deliveries.
 
-        What lies beyond `last` waits again. An event at or below it that was not found is gone with its partition.
+        An event at or below `last` that was not found is gone with its partition. What lies beyond waits again, and so
+        does what has no room, or would overtake what went back to its row or became owed during the reading.
         """
         lane.loading -= len(loading)
+        lowest = min((row.waiting[-1] for row in lane.waiting_rows if not row.retry), default=None)
         for item in loading:
             row = item.row
             route = self.routes[row.subscription]
@@ -759,7 +766,13 @@ class Obligations:
             if route.deleted:
                 row.out -= 1
                 self._cancel_waiting(row, lane.endpoint.id, item.sequence)
-            elif not route.active or (event is None and last is not None and item.sequence > last):
+            elif (
+                not route.active
+                or (event is None and last is not None and item.sequence > last)
+                or not lane.may_load(row, item.sequence)
+                or (lowest is not None and item.sequence > lowest and not row.retry)
+                or not lane.has_room()  # an event counts once for each of its deliveries
+            ):
                 self._wait_again(lane, row, item.sequence)
             elif event is None:
                 row.out -= 1
@@ -820,6 +833,8 @@ class Obligations:
             ended += len(ending)
             if route is not None and not row.retry:
                 self._count_row(route, -1)
+                if row.remaining and route.active:
+                    _lane_of(route).owing = True  # the rest comes back with the record
         return ended
 
     def cancelled_all(self, subscription: int, look: Look) -> None:

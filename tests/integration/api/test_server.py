@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from outrider.v1 import endpoint_service_pb2_grpc
 from outrider.v1 import tenant_service_pb2 as pb
+from outrider.v1 import tenant_service_pb2_grpc
 from tests.support.api import Api, refusal, running
 from tests.support.postgres import Database
 
@@ -37,8 +37,7 @@ async def test_calls_without_a_usable_key_are_refused(api: Api) -> None:
         ((("authorization", f"Basic {good}"),), "MISSING_API_KEY"),
         ((("authorization", f"Bearer {good}"), ("authorization", f"Bearer {good}")), "INVALID_API_KEY"),
     ):
-        stub = endpoint_service_pb2_grpc.EndpointServiceStub(api.channel)
-        call = stub.GetEndpoint(pb.GetTenantRequest(), metadata=metadata)  # type: ignore[arg-type]
+        call = tenant_service_pb2_grpc.TenantServiceStub(api.channel).GetTenant(GET, metadata=metadata)
         assert (await refusal(call)).reason == reason
 
 

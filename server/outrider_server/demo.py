@@ -1,5 +1,0 @@
-"""placeholder"""
-
-
-async def run_demo(settings: object, options: object) -> None:
-    """Not here yet."""
