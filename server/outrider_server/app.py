@@ -53,7 +53,7 @@ from outrider_server.policy.obligations import Limits
 from outrider_server.secrets import keys as sealing_keys
 from outrider_server.secrets.sealing import Sealer
 from outrider_server.settings import Settings, split_address
-from outrider_server.storage import configuration, endpoints
+from outrider_server.storage import configuration, endpoints, owed
 from outrider_server.storage.database import Database, DedicatedConnection, connect, is_unavailable
 from outrider_server.storage.migrate import migrate
 from outrider_server.storage.shards import LeaseLost
@@ -67,6 +67,7 @@ from outrider_server.web.admin import start_admin, stop_admin
 
 BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 SECRETS_CHECK_SECONDS = 30.0
+OWED_COUNT_SECONDS = 2.0
 LANES_SHARE = 0.75
 """Of the node's payload bytes: for lanes. The rest is for what is on its way into the log."""
 
@@ -87,6 +88,7 @@ class Node:
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
         self._problem = "starting"
+        self._owed = 0
         self._log = structlog.get_logger()
         self._directory = Directory()
         self._changed_meanwhile: set[int] = set()
@@ -164,6 +166,7 @@ class Node:
                 beside = [
                     tasks.create_task(self._watch_keys()),
                     tasks.create_task(self._watch_secrets()),
+                    tasks.create_task(self._watch_owed()),
                 ]
                 if self._database_folder is not None:
                     beside.append(
@@ -441,6 +444,15 @@ class Node:
                 for tenant in ended:
                     await self._changed(tenant)
                 since_us = until_us
+
+    async def _watch_owed(self) -> None:
+        """Count what is owed, for the metrics."""
+        self.metrics.gauges.owed_deliveries = lambda: self._owed
+        while True:
+            with contextlib.suppress(OutriderError):
+                async with self._database.connection() as connection:
+                    self._owed = await owed.total(connection)
+            await asyncio.sleep(OWED_COUNT_SECONDS)
 
     def _tell_disk(self, full: bool) -> None:  # noqa: FBT001 - what is told is just this
         if full != self._admission.disk_full:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from outrider_server.domain.delivery import Delivery
 from outrider_server.domain.endpoint import DeliveryMode, Endpoint
-from outrider_server.domain.outcome import Outcome, Verdict
+from outrider_server.domain.outcome import AttemptError, Outcome, Verdict
 from outrider_server.pipeline.clock import DatabaseClock
 from outrider_server.policy import envelope
 from outrider_server.policy.lane import Lane
@@ -143,11 +143,18 @@ class Deliverer:
         """Send request after request of a lane for as long as it is ready."""
         while deliveries:
             endpoint = lane.endpoint
-            message_id, body = _message(endpoint, deliveries)
-            now_us = self._clock.now_us()
-            outcome = await self._sender.send(
-                endpoint, message_id, body, envelope.CONTENT_TYPE, now_us // 1_000_000
-            )
+            try:
+                message_id, body = _message(endpoint, deliveries)
+            except Exception as error:  # noqa: BLE001 - one event that cannot be written must not end the tenure
+                outcome, body = _unwritable(error), b""
+            else:
+                outcome = await self._sender.send(
+                    endpoint,
+                    message_id,
+                    body,
+                    envelope.CONTENT_TYPE,
+                    self._clock.now_us() // 1_000_000,
+                )
             self._settle(lane, endpoint, deliveries, outcome, len(body))
             if self._turns:
                 self._next_turns()
@@ -219,6 +226,16 @@ class Deliverer:
             self.wake(lane)
             if lane in self._turns:
                 return
+
+
+def _unwritable(error: Exception) -> Outcome:
+    return Outcome(
+        Verdict.RETRY,
+        0,
+        AttemptError.INTERNAL,
+        0.0,
+        f"the request could not be written: {type(error).__name__}",
+    )
 
 
 def _message(endpoint: Endpoint, deliveries: list[Delivery]) -> tuple[str, bytes]:

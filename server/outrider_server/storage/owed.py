@@ -26,6 +26,11 @@ async def count(connection: Connection, shards: list[int]) -> list[OwedCount]:
     return [OwedCount(*row) for row in await connection.fetch(load("count_owed"), shards)]
 
 
+async def total(connection: Connection) -> int:
+    """Deliveries owed, over all shards."""
+    return int(await connection.fetchval(load("sum_owed")))
+
+
 async def find_backlog(
     connection: Connection, subscriptions: list[int], held: list[int], rows_max: int
 ) -> tuple[list[FoundRow], int | None]:

@@ -73,7 +73,7 @@ def prepare(endpoint: Endpoint, user_agent: str) -> Target:
     """Work out what every request of `endpoint` shares."""
     url = URL(validate_url(endpoint.url))
     if not _METHOD.fullmatch(endpoint.method) or endpoint.method == "CONNECT":
-        raise InvalidArgument("INVALID_METHOD", "the endpoint's method cannot be sent")
+        raise InvalidArgument("INVALID_ARGUMENT", "the endpoint's method cannot be sent")
     own = validate_headers(endpoint.headers)
     names = {name.lower() for name, _ in own}
     headers = [("Accept-Encoding", "identity")]
