@@ -29,7 +29,7 @@ class Arrivals:
         self.seen = [bytearray() for _ in range(copies)]
         self._routes = len(topology.routes)
         # Of each endpoint: route -> [copy, the subscription's number once it is known].
-        self._expected = [
+        self._expected: list[dict[int, list[Any]]] = [
             {route: [copy, ""] for route, copy in topology.routes_of(endpoint.index).items()}
             for endpoint in topology.endpoints
         ]
@@ -47,8 +47,11 @@ class Arrivals:
             event_id = element["event_id"]
             prefix, _, subscription = element["id"].rpartition("_")
             known = expected.get(number % routes)
-            if known is None or prefix != "dlv_" + event_id or known[1] != subscription:
-                if known is None or known[1] or prefix != "dlv_" + event_id:
+            if known is None or prefix != "dlv_" + event_id:
+                self.astray += 1
+                continue
+            if known[1] != subscription:
+                if known[1]:
                     self.astray += 1
                     continue
                 known[1] = subscription

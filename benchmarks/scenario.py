@@ -8,8 +8,8 @@ it has to be passed around. Event `number` takes route `number % len(routes)` an
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 TENANTS = 10
@@ -144,9 +144,7 @@ def plan_of(scenario: str, given: Mapping[str, Any]) -> Plan:
     values = {**DEFAULTS, **SCENARIOS.get(scenario, {})}
     values |= {name: value for name, value in given.items() if value is not None}
     values.setdefault("warmup_seconds", min(2.0, values["seconds"] / 5))
-    plan = Plan(scenario=scenario, **values)
-    # A subscription of a fan-out is one of three; the flag's default must not be refused for it.
-    return replace(plan)
+    return Plan(scenario=scenario, **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,11 +304,6 @@ def intended_us(rate: float, number: int) -> int:
 def sent_by(producer: int, producers: int, events: int) -> int:
     """How many of the first `events` numbers are a producer's."""
     return len(range(producer, events, producers))
-
-
-def numbers_of(routes: Sequence[Route], tenant: str) -> list[int]:
-    """The routes of a tenant."""
-    return [number for number, route in enumerate(routes) if route.tenant == tenant]
 
 
 def _within(flag: str, value: float, low: float, high: float) -> None:

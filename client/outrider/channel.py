@@ -60,7 +60,6 @@ def open_channel(
     *,
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, Any]] = (),
-    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     retries: bool = True,
 ) -> grpc.aio.Channel:
     """A channel to `target` (`host:port` or any gRPC target); without `credentials` it is not encrypted.
@@ -76,10 +75,8 @@ def open_channel(
     merged.update(options)
     pairs = list(merged.items())
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=pairs, interceptors=list(interceptors))
-    return grpc.aio.secure_channel(
-        target, credentials, options=pairs, interceptors=list(interceptors)
-    )
+        return grpc.aio.insecure_channel(target, options=pairs)
+    return grpc.aio.secure_channel(target, credentials, options=pairs)
 
 
 def tls(

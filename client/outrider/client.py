@@ -8,12 +8,11 @@ Rule: nothing here knows a single method; what the protos say is what the stubs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import grpc
-from typing_extensions import override
 
 from outrider.channel import bearer, open_channel
 from outrider.errors import from_rpc
@@ -26,18 +25,24 @@ from outrider.v1 import (
     tenant_service_pb2_grpc,
 )
 
+Metadata = tuple[tuple[str, str], ...]
+
 
 class Client:
-    """One channel and the stubs over it. Unary calls carry the key and raise `outrider.errors`."""
+    """One channel and the stubs over it. Calls carry the key; unary ones raise `outrider.errors`.
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    Streams raise gRPC's own errors, which `outrider.errors.from_rpc` translates.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata) -> None:
         self.channel = channel
-        self.endpoints = endpoint_service_pb2_grpc.EndpointServiceStub(channel)
-        self.subscriptions = subscription_service_pb2_grpc.SubscriptionServiceStub(channel)
-        self.event_types = event_type_service_pb2_grpc.EventTypeServiceStub(channel)
-        self.tenants = tenant_service_pb2_grpc.TenantServiceStub(channel)
-        self.api_keys = api_key_service_pb2_grpc.ApiKeyServiceStub(channel)
-        self.ingest = ingest_service_pb2_grpc.IngestServiceStub(channel)
+        keyed = cast("grpc.aio.Channel", _KeyedChannel(channel, metadata))
+        self.endpoints = endpoint_service_pb2_grpc.EndpointServiceStub(keyed)
+        self.subscriptions = subscription_service_pb2_grpc.SubscriptionServiceStub(keyed)
+        self.event_types = event_type_service_pb2_grpc.EventTypeServiceStub(keyed)
+        self.tenants = tenant_service_pb2_grpc.TenantServiceStub(keyed)
+        self.api_keys = api_key_service_pb2_grpc.ApiKeyServiceStub(keyed)
+        self.ingest = ingest_service_pb2_grpc.IngestServiceStub(keyed)
 
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
@@ -66,32 +71,50 @@ def connect(
 
     Reads are retried while the server is unavailable; writes are not. The connection is made by the first call.
     """
-    interceptor = _Caller(bearer(api_key))
-    return Client(
-        open_channel(target, credentials=credentials, options=options, interceptors=[interceptor])
-    )
+    metadata = bearer(api_key)
+    return Client(open_channel(target, credentials=credentials, options=options), metadata)
 
 
-class _Caller(grpc.aio.UnaryUnaryClientInterceptor):
-    """Adds the key to a unary call and turns its failure into a typed error."""
+class _KeyedChannel:
+    """The part of a channel that stubs use; adds the key to each call and makes failed unary ones typed errors.
 
-    def __init__(self, metadata: tuple[tuple[str, str], ...]) -> None:
+    Not an interceptor: gRPC's intercepted calls complain when they are collected after one raised anything else than its
+    own error.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata) -> None:
+        self._channel = channel
         self._metadata = metadata
 
-    @override
-    async def intercept_unary_unary(
-        self,
-        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Any],
-        client_call_details: grpc.aio.ClientCallDetails,
-        request: Any,
-    ) -> Any:
-        metadata = client_call_details.metadata
-        if metadata is None:
-            metadata = client_call_details.metadata = grpc.aio.Metadata()
-        for name, value in self._metadata:
-            metadata.add(name, value)
-        call = await continuation(client_call_details, request)
-        try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from error
+    def unary_unary(self, *arguments: Any, **options: Any) -> Callable[..., Awaitable[Any]]:
+        make: Any = self._channel.unary_unary(*arguments, **options)
+        mine = self._metadata
+
+        async def call(
+            request: Any, *, metadata: Iterable[tuple[str, Any]] = (), **how: Any
+        ) -> Any:
+            try:
+                return await make(request, metadata=(*metadata, *mine), **how)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error) from error
+
+        return call
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return self._streaming(self._channel.unary_stream(*arguments, **options))
+
+    def stream_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return self._streaming(self._channel.stream_unary(*arguments, **options))
+
+    def stream_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return self._streaming(self._channel.stream_stream(*arguments, **options))
+
+    def _streaming(self, make: Any) -> Callable[..., Any]:
+        mine = self._metadata
+
+        def call(
+            request: Any = None, *, metadata: Iterable[tuple[str, Any]] = (), **how: Any
+        ) -> Any:
+            return make(request, metadata=(*metadata, *mine), **how)
+
+        return call

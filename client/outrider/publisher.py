@@ -717,7 +717,7 @@ class Publisher:
             acked = self._frames[0].number - 1
         else:
             acked = self._number
-        if False:
+        if last_frame < acked:
             return False
         # Of a session from an earlier life the server may know frames that the spool's last moments lost.
         return session != self._session or last_frame <= self._sent_number

@@ -93,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--seconds", type=float, default=0.0, help="stop after so many seconds (default: never)"
     )
+    demo.add_argument(
+        "--disk-mib",
+        type=int,
+        default=4096,
+        help="publish nothing while the state folder holds more MiB than this (default 4096)",
+    )
     return parser
 
 
@@ -191,6 +197,7 @@ def _sentence(error: BaseException) -> str | None:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     from outrider_server.api.server import ListenError
+    from outrider_server.demo.errors import DemoError
     from outrider_server.domain.errors import OutriderError
     from outrider_server.secrets.errors import SecretsError
     from outrider_server.storage.migrate import MigrationError
@@ -198,6 +205,7 @@ def _sentence(error: BaseException) -> str | None:
 
     known = (
         EmbeddedPostgresError,
+        DemoError,
         ListenError,
         MigrationError,
         SecretsError,

@@ -202,7 +202,9 @@ class Node:
     def _build_api(self) -> None:
         settings = self.settings
         tenancy = Tenancy(self._database, self._changed)
-        limits = ApiLimits()
+        limits = ApiLimits(
+            retry_window_seconds_max=settings.retry_window_hours_max * 3600
+        )
         self._ingest = IngestService(
             admission=self._admission,
             limits=StreamLimits(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import structlog
@@ -16,12 +16,18 @@ RESTART_SECONDS = 0.2
 
 
 @contextlib.asynccontextmanager
-async def embedded_postgres(settings: Settings) -> AsyncIterator[tuple[str, Path]]:
-    """Run Postgres in the state folder for the length of the block; gives its DSN and the folder of its files."""
+async def embedded_postgres(
+    settings: Settings, postgres_settings: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[str, Path]]:
+    """Run Postgres in the state folder for the length of the block; gives its DSN and the folder of its files.
+
+    `postgres_settings` go over the defaults of `embedded.defaults`.
+    """
     postgres = EmbeddedPostgres(
         settings.state_folder,
         bin_folder=settings.postgres_bin_folder,
         port=settings.postgres_port or None,
+        settings=postgres_settings,
         user=settings.postgres_user_id,
     )
     address = await asyncio.to_thread(postgres.start)

@@ -423,10 +423,17 @@ class World:
             self.machine.committed(event, woken)
         self.awake |= woken
 
-    def abort(self, transaction: Transaction) -> None:
+    def abort(self, transaction: Transaction, *, again: bool) -> None:
+        """The transaction was rolled back; perhaps the same events are tried once more."""
         self.transactions.remove(transaction)
         for event in transaction.events:
             self.machine.aborted(event)
+        if again:
+            for event in transaction.events:
+                window = self.machine.windows[SHARD_OF[event.tenant]]
+                event.sequence = window.clock.take(self.now_us, 1)
+                self.machine.assigned(event)
+            self.transactions.append(Transaction(transaction.events))
 
     # Requests.
 
@@ -820,7 +827,7 @@ class Machine(RuleBasedStateMachine):
         self.world.check()
 
     @precondition(lambda self: self.world.transactions)
-    @rule(place=pick, how=st.sampled_from(["commit", "commit", "abort"]))
+    @rule(place=pick, how=st.sampled_from(["commit", "commit", "abort", "again"]))
     def go_on_with_a_transaction(self, place: int, how: str) -> None:
         transaction = self.choose(self.world.transactions, place)
         if transaction.durable:
@@ -828,7 +835,7 @@ class Machine(RuleBasedStateMachine):
         elif how == "commit":
             self.world.commit(transaction)
         else:
-            self.world.abort(transaction)
+            self.world.abort(transaction, again=how == "again")
         self.world.check()
 
     @precondition(lambda self: any(map(self.world.ready, self.world.machine.lanes.values())))

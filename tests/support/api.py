@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+
 from outrider.v1 import (
     api_key_pb2,
     api_key_service_pb2_grpc,
@@ -23,7 +24,6 @@ from outrider.v1 import api_key_service_pb2 as api_keys_pb
 from outrider.v1 import endpoint_service_pb2 as endpoints_pb
 from outrider.v1 import subscription_service_pb2 as subscriptions_pb
 from outrider.v1 import tenant_service_pb2 as tenants_pb
-
 from outrider_server.access.keys import KeyRing, create_admin_key
 from outrider_server.api import (
     api_key_service,
@@ -111,9 +111,7 @@ class As:
 
     async def call(self, method: str, request: Any, **options: Any) -> Any:
         stub = next(stub for stub in self.stubs if hasattr(stub, method))
-        return await getattr(stub, method)(
-            request, metadata=self._metadata, timeout=20, **options
-        )
+        return await getattr(stub, method)(request, metadata=self._metadata, timeout=20, **options)
 
     async def refused(self, method: str, request: Any) -> Refusal:
         return await refusal(self.call(method, request))
@@ -212,9 +210,7 @@ async def running(dsn: str, *, limits: Limits | None = None, **options: Any) -> 
             admin_key = await create_admin_key(connection, os.urandom)
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-                yield Api(
-                    database, sealer, keys, server, channel, admin_key, changed, observed
-                )
+                yield Api(database, sealer, keys, server, channel, admin_key, changed, observed)
         finally:
             await server.stop(0)
 

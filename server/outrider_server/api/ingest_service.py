@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from typing_extensions import override
@@ -17,6 +18,8 @@ from outrider_server.api.tenancy import not_found
 from outrider_server.domain.access import Caller
 from outrider_server.domain.errors import InvalidArgument, Unauthenticated
 from outrider_server.pipeline.admission import Admission
+
+GO_AWAY_SECONDS_MAX = 1.0
 
 
 class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
@@ -88,9 +91,13 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
                 stream.end(why(caller))
 
     async def go_away(self) -> None:
-        """Tell every producer that this node drains."""
-        for stream in list(self._streams):
-            await stream.going_away()
+        """Tell every producer that this node drains. One that does not read holds nobody up."""
+        telling = [asyncio.ensure_future(stream.going_away()) for stream in self._streams]
+        if telling:
+            _, late = await asyncio.wait(telling, timeout=GO_AWAY_SECONDS_MAX)
+            for told in late:
+                told.cancel()
+            await asyncio.gather(*telling, return_exceptions=True)
 
     def _check(self, request: ingest_service_pb2.PublishRequest, tenant: str, size: int) -> None:
         count = len(request.events)

@@ -119,9 +119,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     if streams:
                         stack.enter_context(self._keys.hold(caller))
                 yield
-            # A stream whose caller left may end as if nothing had happened.
-            if not context.cancelled():
-                code = grpc.StatusCode.OK.name
+            code = grpc.StatusCode.OK.name
         except OutriderError as error:
             code = errors.code_of(error).name
             await errors.abort(context, errors.status_of(error))

@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from outrider.v1 import ingest_service_pb2
 from outrider_server.api.errors import ServicerContext
 from outrider_server.api.frames import FrameReader, ack_of, reason_number
-from outrider_server.domain.errors import Exhausted, InvalidArgument, OutriderError, Unauthenticated
+from outrider_server.domain.errors import Aborted, Exhausted, InvalidArgument, OutriderError
 from outrider_server.domain.frame import FrameResult
 from outrider_server.pipeline.admission import Admission
 
@@ -28,13 +28,17 @@ SESSION_MAX = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """The window of a stream and the bounds of a frame. `frame_bytes_max` is for frames of several events."""
+    """The window of a stream and the bounds of a frame. `frame_bytes_max` is for frames of several events.
+
+    `grant_seconds_max`: how long room for a large frame is kept for a producer that does not send it.
+    """
 
     frames_max: int = 64
     bytes_max: int = 4 * 1024 * 1024
     frame_events_max: int = 500
     frame_bytes_max: int = 1024 * 1024
     large_frame_bytes_max: int = 11 * 1024 * 1024
+    grant_seconds_max: float = 30.0
 
 
 @dataclass(slots=True)
@@ -72,6 +76,8 @@ class PublishStream:
         self._frames = 0
         self._bytes = 0
         self._granted = 0
+        self._grant_ends: asyncio.TimerHandle | None = None
+        self._opened = False
         self._writing = asyncio.Lock()
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -82,16 +88,17 @@ class PublishStream:
 
     async def going_away(self) -> None:
         """Tell the producer that the node drains."""
-        await self._write(
-            ingest_service_pb2.PublishStreamResponse(going_away=ingest_service_pb2.GoingAway())
-        )
+        if self._opened:
+            await self._write(
+                ingest_service_pb2.PublishStreamResponse(going_away=ingest_service_pb2.GoingAway())
+            )
 
     async def run(self) -> None:
         """Serve the stream until the producer ends it; raises the error that ends it otherwise."""
         try:
-            await self._open()
             async with asyncio.TaskGroup() as tasks:
                 ending = tasks.create_task(self._wait_for_end())
+                await self._open()
                 writer = tasks.create_task(self._write_answers())
                 await self._read_frames()
                 self._answers.put_nowait(None)
@@ -135,6 +142,7 @@ class PublishStream:
                 )
             )
         )
+        self._opened = True
 
     async def _read_frames(self) -> None:
         while True:
@@ -155,7 +163,7 @@ class PublishStream:
         """Check a frame's bounds, then queue it; whatever comes of it goes to the queue of answers."""
         size = frame.ByteSize()
         limits = self._limits
-        if size <= limits.frame_bytes_max:
+        if size <= limits.frame_bytes_max and size != self._granted:
             taken = size
             await self._admission.room.take(taken)
         else:
@@ -189,7 +197,7 @@ class PublishStream:
         self._answers.put_nowait(_Unanswered(frame.number, size, taken, answer))
 
     def _use_grant(self, frame: ingest_service_pb2.Frame, size: int) -> int:
-        if len(frame.events) != 1:
+        if size > self._limits.frame_bytes_max and len(frame.events) != 1:
             raise InvalidArgument(
                 "FRAME_TOO_LARGE",
                 f"a frame of several events has at most {self._limits.frame_bytes_max} bytes, this one {size}",
@@ -198,8 +206,7 @@ class PublishStream:
             raise Exhausted(
                 "CREDIT_EXCEEDED", f"a frame of {size} bytes needs a grant of that size first"
             )
-        granted, self._granted = self._granted, 0
-        return granted
+        return self._end_grant()
 
     async def _grant(self, size: int) -> None:
         """Take room for one large frame, then let it come."""
@@ -212,17 +219,31 @@ class PublishStream:
             raise Exhausted("CREDIT_EXCEEDED", "a grant is waiting to be used")
         await self._admission.room.take(size)
         self._granted = size
+        self._grant_ends = asyncio.get_running_loop().call_later(
+            self._limits.grant_seconds_max,
+            self.end,
+            Exhausted("CREDIT_EXCEEDED", "room for a large frame was asked for and not used"),
+        )
         await self._write(
             ingest_service_pb2.PublishStreamResponse(
                 large_frame=ingest_service_pb2.LargeFrameGrant(frame_bytes=size)
             )
         )
 
+    def _end_grant(self) -> int:
+        granted, self._granted = self._granted, 0
+        if self._grant_ends is not None:
+            self._grant_ends.cancel()
+            self._grant_ends = None
+        return granted
+
     async def _write_answers(self) -> None:
         while (unanswered := await self._answers.get()) is not None:
             try:
                 response = ack_of(unanswered.number, await unanswered.answer)
-            except Unauthenticated:
+            except (
+                Aborted
+            ):  # a later session took over: no frame of this stream can be taken any more
                 raise
             except OutriderError as error:
                 response = _refusal(unanswered.number, error)
@@ -241,8 +262,7 @@ class PublishStream:
 
     def _give_up(self) -> None:
         """Return the room of everything unanswered; what was submitted is stored or not without this stream."""
-        self._admission.room.give_back(self._granted)
-        self._granted = 0
+        self._admission.room.give_back(self._end_grant())
         while not self._answers.empty():
             unanswered = self._answers.get_nowait()
             if unanswered is None:

@@ -16,6 +16,9 @@ INTERVAL_SECONDS = 1.0
 SHARE_MAX = 0.1
 """Of the time, at most, is spent on reading: a long ledger takes longer to sum."""
 
+STORAGE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OutriderError, OSError)
+"""The ways in which a database that is away shows."""
+
 Connect = Callable[[], Awaitable[DedicatedConnection]]
 
 
@@ -77,7 +80,7 @@ class LedgerReader:
             began = self._monotonic()
             try:
                 await self.read()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OutriderError, OSError):
+            except STORAGE_ERRORS:
                 self.close()
             took = self._monotonic() - began
             await self._sleep(max(INTERVAL_SECONDS - took, took / SHARE_MAX))

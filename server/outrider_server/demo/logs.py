@@ -39,5 +39,5 @@ class BoundedLog(io.TextIOBase):
 
     @override
     def close(self) -> None:
+        super().close()  # flushes, so it comes first
         self._file.close()
-        super().close()

@@ -69,9 +69,7 @@ class SampleReceiver:
 
     @contextlib.asynccontextmanager
     async def listening(self, port: int) -> AsyncIterator[None]:
-        """Listen for the length of the block: on `port` if that is free, so that what is owed finds its way after a
-        restart; else on any port.
-        """
+        """Listen for the length of the block: on `port`, where what is owed looks for it; else on any that is free."""
         application = web.Application(client_max_size=REQUEST_BYTES_MAX)
         application.router.add_post("/{name}", self._answer)
         runner = web.AppRunner(

@@ -118,7 +118,7 @@ def _amount(chance: _Random, middle: float) -> float:
 
 
 def _sales_order(chance: _Random, number: int) -> _Data:
-    lines = [
+    lines: list[_Data] = [
         {
             "sku": chance.choice(_SKUS),
             "quantity": chance.randint(1, 40),

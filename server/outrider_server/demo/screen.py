@@ -19,6 +19,10 @@ COLUMNS_MIN = 60
 _MIB = 1024 * 1024
 
 
+class ReaderGone(Exception):
+    """Nobody reads what is written any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What there is to tell at one moment. Counts are of this run, `owed` is what is still to be delivered."""
@@ -122,5 +126,8 @@ class Screen:
         return line(figures) + "\n"
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None

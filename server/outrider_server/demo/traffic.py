@@ -89,7 +89,7 @@ class Traffic:
                 try:
                     for _ in range(due):
                         # Its outcome is counted by the publisher; what matters here is that sending waits for room.
-                        await self._send(self._next_event())
+                        _ = await self._send(self._next_event())
                 except OutriderError as error:
                     self.problem = f"publishing has ended: {error}"
                     return

@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from outrider_server.domain.errors import Exhausted, OutriderError, Unavailable
+from outrider_server.domain.errors import Aborted, Exhausted, OutriderError, Unavailable
 from outrider_server.domain.event import EVENT_OVERHEAD_BYTES, Event
 from outrider_server.domain.frame import EventRefusal, FrameResult
 from outrider_server.pipeline.ingest import EventChecker, IngestLimits, Refused, check_and_match
@@ -114,7 +114,7 @@ class Admission:
         tenure = self._open()
         known = await tenure.session(producer)
         if session < known.number:
-            raise Unavailable("SESSION_SUPERSEDED", "a later session of this producer took over")
+            raise Aborted("SESSION_SUPERSEDED", "a later session of this producer took over")
         return known.last_frame if known.number == session else 0
 
     async def submit(
@@ -133,7 +133,8 @@ class Admission:
         """
         tenure = self._open()
         started = self._monotonic()
-        known = await tenure.session(producer) if producer is not None else None
+        for refusal in refused:
+            self._metrics.ingest.events_refused.add(refusal.reason)
         large = any(len(event.data) > self.limits.large_event_bytes for event in events)
         refusals = refused + await self._check(
             events, entries, {r.index for r in refused}, large=large
@@ -144,16 +145,13 @@ class Admission:
             for place, (event, entry) in enumerate(zip(events, entries, strict=True))
             if place not in bad and entry is not None
         ]
-        if any(entry.shard not in tenure.obligations.windows for _, _, entry in kept):
-            raise Unavailable(
-                "NOT_READY", "another node holds this tenant's shard", retry_after_seconds=1.0
-            )
+        # Asked for last: from here to `submit` nothing waits, so the session cannot be forgotten in between.
+        known = await tenure.session(producer) if producer is not None else None
         if tenure is not self.tenure:
             raise Unavailable(
                 "NOT_READY", "the node takes its shards up again; retry", retry_after_seconds=0.2
             )
         answer: asyncio.Future[FrameResult] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(lambda done: self._answered(done, started, kept))
         frame = PendingFrame(
             known,
             session,
@@ -165,6 +163,13 @@ class Admission:
             answer,
             large=large,
         )
+        if not tenure.obligations.windows.keys() >= frame.shards():
+            raise Unavailable(
+                "NOT_READY",
+                "another node holds a shard that this belongs to",
+                retry_after_seconds=1.0,
+            )
+        answer.add_done_callback(lambda done: self._answered(done, started, kept))
         tenure.persister.submit(frame)
         return answer
 
@@ -211,6 +216,8 @@ class Admission:
             return
         error = answer.exception()
         ingest = self._metrics.ingest
+        if error is None and answer.result().duplicate:
+            return
         if error is None:
             ingest.frames += 1
             ingest.events += len(kept)

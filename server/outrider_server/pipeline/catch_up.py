@@ -86,10 +86,10 @@ class CatchUp:
         """One page for one lane."""
         obligations = self._obligations
         now_us = self._clock.now_us()
-        if (
-            not lane.wants_catch_up(now_us)
-            or obligations.held_bytes >= obligations.limits.held_bytes_max
-        ):
+        if not lane.wants_catch_up(now_us):
+            return  # whoever makes room in it, or takes from it, asks again
+        if obligations.held_bytes >= obligations.limits.held_bytes_max:
+            self._line.setdefault(lane)  # other lanes hold the room: nobody tells this one of it
             return
         lane.catching_up = True
         try:
@@ -107,19 +107,19 @@ class CatchUp:
                     )
                     rows += found
                 obligations.claim(lane, query, rows, horizon, retry_us)
-                self._note_retry(lane)
             loading = obligations.to_load(lane, self._deliveries_max)
             if loading:
                 await self._load(lane, loading)
         finally:
             lane.catching_up = False
+        self._note_retry(lane)
         self._ready(lane)
         if lane.wants_catch_up(self._clock.now_us()):
             self.want(lane)
 
     async def _load(self, lane: Lane, loading: list[ToLoad]) -> None:
         """Read the events of `loading` and queue their deliveries; an event that several want is read once."""
-        budget = min(self._bytes_max, lane.room()[1])
+        budget = max(1, min(self._bytes_max, lane.room()[1]))
         sequences = sorted({item.sequence for item in loading})
         found = await event_log.load_events(
             self._connection, loading[0].row.tenant, sequences, budget
@@ -148,5 +148,6 @@ class CatchUp:
                 del self._scheduled[lane]
             if lane.wants_retries(now_us):
                 self._line.setdefault(lane)
-            else:
+            elif lane.retry_us is not None and lane.retry_us > now_us:
                 self._note_retry(lane)
+            # else it loads those that it claimed before, and is asked again at the end of that

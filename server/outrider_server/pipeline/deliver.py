@@ -93,7 +93,12 @@ class Deliverer:
     def wake(self, lane: Lane) -> None:
         """Start as many requests of the lane as it is ready for and its concurrency allows."""
         while deliveries := self._take(lane):
-            self._tasks.create_task(self._send_on(lane, deliveries))
+            sending = self._send_on(lane, deliveries)
+            try:
+                self._tasks.create_task(sending)
+            except RuntimeError:  # the tenure is ending; everything here is about to be forgotten
+                sending.close()
+                self._stopped = True
 
     def recorded(self) -> None:
         """Outcomes became durable: those that waited for it, or for the lease, may go on."""
@@ -125,6 +130,8 @@ class Deliverer:
             self._turns[lane] = None
             return []
         wait_us = lane.ready_in_us(self._clock.now_us())
+        if wait_us is None:
+            return []
         if wait_us:
             if lane not in self._timers:
                 self._timers[lane] = self._loop.call_later(wait_us / 1e6, self._ripe, lane)

@@ -1,8 +1,8 @@
 """Persist: events and whom they go to, made durable in one transaction of many frames; then the frames are answered.
 
 Group commit: one transaction is under way, and what arrives meanwhile forms the next. Large events have a transaction of
-their own beside it, or 50 ms of TOAST would delay every small one. A producer's frames stay in order: while one is under
-way in either, those behind it wait.
+their own beside it, or 50 ms of TOAST would delay every small one. A producer's frames stay in order: while one waits or
+is under way in either, those behind it wait. So do events whose idempotency key is under way in the other.
 
 Rules:
 - Nobody is answered before the commit returned. When a commit fails, its outcome is unknown: the error rises, the tenure
@@ -16,11 +16,11 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 from zlib import crc32
 
-from outrider_server.domain.errors import OutriderError, Unavailable
+from outrider_server.domain.errors import Aborted, OutriderError, Unavailable
 from outrider_server.domain.event import Event
 from outrider_server.domain.frame import EventRefusal, FrameResult
 from outrider_server.domain.sequence import SHARD_BITS, SHARD_COUNT, sequence_of
@@ -43,15 +43,23 @@ class GroupLimits:
 
 
 class Session:
-    """A producer's session as this node knows it: the last durable frame. Shared by the producer's streams."""
+    """A producer's session as this node knows it: the last durable frame. Shared by the producer's streams.
 
-    __slots__ = ("busy", "last_frame", "number", "producer")
+    `line`: its frames that wait for a transaction, in order, whichever queue they are in. `busy`: some are under way.
+    """
+
+    __slots__ = ("busy", "last_frame", "line", "number", "producer")
 
     def __init__(self, producer: str, number: int, last_frame: int) -> None:
         self.producer = producer
         self.number = number
         self.last_frame = last_frame
         self.busy = False
+        self.line: deque[PendingFrame] = deque()
+
+    def idle(self) -> bool:
+        """Whether nothing refers to it but the memory of what the log says anyway."""
+        return not self.busy and not self.line
 
 
 class PendingFrame:
@@ -138,10 +146,18 @@ class Persister:
         self._idle = asyncio.Event()
         self._idle.set()
         self._under_way = 0
+        self._closed: OutriderError | None = None
+        self._keys: dict[bool, list[tuple[int, UUID]]] = {}
+        self._keys_free = asyncio.Event()
 
     def submit(self, frame: PendingFrame) -> None:
         """Queue a frame. Bounded by the callers' byte budget and windows."""
+        if self._closed is not None:
+            _refuse(frame, self._closed)
+            return
         self._idle.clear()
+        if frame.session is not None:
+            frame.session.line.append(frame)
         if frame.large:
             self._large.append(frame)
             self._wake_large.set()
@@ -171,7 +187,7 @@ class Persister:
             wake.clear()
             while group := self._next_group(queue):
                 self._under_way += 1
-                await self._write(connection, group)
+                await self._write(connection, group, large=large)
                 self._under_way -= 1
                 for frame in group:
                     if frame.session is not None:
@@ -182,7 +198,8 @@ class Persister:
                 self._idle.set()
 
     def refuse_all(self, error: OutriderError) -> None:
-        """The tenure ends: refuse what waits. What is under way is refused by its writer."""
+        """The tenure ends: refuse what waits, and what still comes. What is under way is refused by its writer."""
+        self._closed = error
         for queue in (self._small, self._large):
             while queue:
                 _refuse(queue.popleft(), error)
@@ -192,36 +209,35 @@ class Persister:
         group: list[PendingFrame] = []
         stay: list[PendingFrame] = []
         mine: set[Session] = set()
-        held: set[Session] = set()
         events = size = 0
         while queue:
             frame = queue[0]
+            session = frame.session
+            if session is not None and (
+                session.line[0] is not frame or (session.busy and session not in mine)
+            ):
+                stay.append(queue.popleft())
+                continue
             events += len(frame.events)
             size += frame.size
             if group and (events > self._limits.events_max or size > self._limits.bytes_max):
                 break
-            queue.popleft()
-            session = frame.session
-            if session is not None and (session in held or (session.busy and session not in mine)):
-                held.add(session)
-                stay.append(frame)
-                continue
             if session is not None:
+                session.line.popleft()
                 session.busy = True
                 mine.add(session)
-            group.append(frame)
+            group.append(queue.popleft())
         queue.extendleft(reversed(stay))
         return group
 
-    async def _write(self, connection: Connection, group: list[PendingFrame]) -> None:
+    async def _write(
+        self, connection: Connection, group: list[PendingFrame], *, large: bool
+    ) -> None:
         try:
             started = self._monotonic()
-            fresh = await self._without_duplicates(connection, group)
+            fresh, again = await self._without_duplicates(connection, group)
             if fresh:
-                try:
-                    await self._commit(connection, fresh)
-                except event_log.DataRefused:
-                    await self._commit_without_refused(connection, fresh)
+                await self._commit_all(connection, fresh, large=large)
                 self._counters.commits += 1
                 self._counters.commit_seconds.observe(self._monotonic() - started)
         except BaseException:
@@ -234,6 +250,9 @@ class Persister:
             for frame in group:
                 _refuse(frame, error)
             raise
+        finally:
+            self._keys.pop(large, None)
+            self._keys_free.set()
         for frame in fresh:
             if frame.session is not None:
                 frame.session.number = frame.session_number
@@ -242,32 +261,47 @@ class Persister:
         for frame in fresh:
             assert frame.result is not None
             _answer(frame, frame.result)
+        for frame, first in again:
+            assert first.result is not None
+            self._ingest.frames_duplicate += 1
+            _answer(frame, replace(first.result, duplicate=True))
 
     async def _without_duplicates(
         self, connection: Connection, group: list[PendingFrame]
-    ) -> list[PendingFrame]:
+    ) -> tuple[list[PendingFrame], list[tuple[PendingFrame, PendingFrame]]]:
         """Answer frames that are durable already, refuse those out of sequence; return the rest.
 
-        Decided here, where earlier frames of the producer are settled, not where frames arrive.
+        Also returned, with its first copy: a frame that this very group holds twice (two streams of one producer). It
+        must not be answered before the group is durable. Decided here, where earlier frames of the producer are
+        settled, not where frames arrive.
         """
         fresh: list[PendingFrame] = []
-        reach: dict[Session, int] = {}
+        again: list[tuple[PendingFrame, PendingFrame]] = []
+        reach: dict[Session, tuple[int, int]] = {}
+        firsts: dict[tuple[Session, int, int], PendingFrame] = {}
         for frame in group:
-            session = frame.session
+            session, number = frame.session, frame.session_number
             if session is None:
                 fresh.append(frame)
                 continue
-            last = reach.get(
-                session, session.last_frame if session.number == frame.session_number else 0
-            )
-            if frame.session_number < session.number:
+            known, last = reach.get(session, (session.number, session.last_frame))
+            if number > known:
+                last = 0
+            first = firsts.get((session, number, frame.number))
+            if number < known:
                 _refuse(
                     frame,
-                    Unavailable("SESSION_SUPERSEDED", "a later session of this producer took over"),
+                    Aborted("SESSION_SUPERSEDED", "a later session of this producer took over"),
                 )
-            elif frame.number <= last:
+            elif first is not None:
+                again.append((frame, first))
+            elif frame.number == last + 1:
+                reach[session] = number, frame.number
+                firsts[session, number, frame.number] = frame
+                fresh.append(frame)
+            elif 0 < frame.number <= last:
                 await self._answer_again(connection, frame)
-            elif frame.number > last + 1:
+            else:
                 _refuse(
                     frame,
                     Unavailable(
@@ -275,31 +309,53 @@ class Persister:
                         f"frame {frame.number} does not follow frame {last}",
                     ),
                 )
-            else:
-                reach[session] = frame.number
-                fresh.append(frame)
-        return fresh
+        return fresh, again
 
     async def _answer_again(self, connection: Connection, frame: PendingFrame) -> None:
         session = frame.session
         assert session is not None
         known = await event_log.read_frames(
-            connection, session.producer, session.number, [frame.number]
+            connection, session.producer, frame.session_number, [frame.number]
         )
         self._ingest.frames_duplicate += 1
         _answer(frame, known.get(frame.number) or FrameResult(duplicate=True))
 
-    async def _commit(self, connection: Connection, group: list[PendingFrame]) -> None:
-        """One transaction. On a data error it is rolled back, and no trace of it is left in memory."""
+    async def _commit_all(
+        self, connection: Connection, group: list[PendingFrame], *, large: bool
+    ) -> None:
+        """Commit a group. A row that passed every check but that Postgres refuses is left out, and costs the others nothing.
+
+        Ends: each further round has fewer events.
+        """
+        while True:
+            assigned: list[Event] = []
+            try:
+                await self._commit(connection, group, assigned, large=large)
+            except event_log.DataRefused:
+                bad = set(map(id, await event_log.refused_alone(connection, assigned)))
+                if not bad:
+                    raise
+                self._leave_out(group, bad)
+            else:
+                return
+
+    async def _commit(
+        self,
+        connection: Connection,
+        group: list[PendingFrame],
+        assigned: list[Event],
+        *,
+        large: bool,
+    ) -> None:
+        """One transaction. On a data error it is rolled back, and no trace of it is left in memory but in `assigned`."""
         windows = self._obligations.windows
         shards = set[int]().union(*(frame.shards() for frame in group))
-        assigned: list[Event] = []
         await event_log.begin(connection, [(shard, windows[shard].epoch) for shard in shards])
         try:
             producers = _producer_rows(group)
             if producers:
                 await event_log.set_producers(connection, producers)
-            keys = await self._deduplicate(connection, group)
+            keys = await self._deduplicate(connection, group, large=large)
             self._assign(group, assigned)
             key_rows = [(event.tenant, key, event.sequence) for event, key in keys]
             at = max(
@@ -318,19 +374,15 @@ class Persister:
             ]
             await event_log.append(connection, assigned, key_rows, frames)
         except event_log.DataRefused:
-            for event in assigned:
+            for event in reversed(assigned):
                 self._obligations.aborted(event)
             await event_log.rollback(connection)
             raise
         await event_log.commit(connection)
         self._counters.events += len(assigned)
 
-    async def _commit_without_refused(
-        self, connection: Connection, group: list[PendingFrame]
-    ) -> None:
-        """A row that passed every check is refused by Postgres: find which, refuse that one, store the others."""
-        events = [event for frame in group for event in frame.events]
-        bad = set(map(id, await event_log.refused_alone(connection, events)))
+    def _leave_out(self, group: list[PendingFrame], bad: set[int]) -> None:
+        """Refuse the events of these identities for good."""
         for frame in group:
             rows = list(zip(frame.events, frame.places, frame.entries, strict=True))
             for event, place, _ in rows:
@@ -345,10 +397,9 @@ class Persister:
             frame.events = [event for event, _, _ in rows]
             frame.places = [place for _, place, _ in rows]
             frame.entries = [entry for _, _, entry in rows]
-        await self._commit(connection, group)
 
     async def _deduplicate(
-        self, connection: Connection, group: list[PendingFrame]
+        self, connection: Connection, group: list[PendingFrame], *, large: bool
     ) -> list[tuple[Event, UUID]]:
         """Find events whose idempotency key is known; returns the others that have a key, with its hash.
 
@@ -363,6 +414,7 @@ class Persister:
         ]
         if not keyed:
             return []
+        await self._claim_keys([(event.tenant, key) for event, key in keyed], large=large)
         since = sequence_of(
             self._clock.now_us() - self._limits.idempotency_hours * 3_600_000_000, 0
         )
@@ -382,6 +434,14 @@ class Persister:
                 first[event.tenant, key] = event
                 fresh.append((event, key))
         return fresh
+
+    async def _claim_keys(self, keys: list[tuple[int, UUID]], *, large: bool) -> None:
+        """Wait while the other transaction stores an event under one of these keys: a look-up would not see it yet."""
+        if large not in self._keys:
+            while not set(self._keys.get(not large, ())).isdisjoint(keys):
+                self._keys_free.clear()
+                await self._keys_free.wait()
+            self._keys[large] = keys
 
     def _assign(self, group: list[PendingFrame], assigned: list[Event]) -> None:
         """Give sequences: per frame and tenant one unbroken range. Fills each frame's result and `assigned`."""

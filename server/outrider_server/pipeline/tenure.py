@@ -100,6 +100,11 @@ class Tenure:
         )
         self._woken(woken)
 
+    def remove(self, tenant: int) -> None:
+        """A tenant was deleted: what is left of its deliveries is cancelled."""
+        self.parts.directory.remove(tenant)
+        self._woken(self.obligations.configure(tenant, (), ()))
+
     async def drain(self, seconds_max: float) -> None:
         """A clean end: commit what was taken in, let requests in flight end, record. No new ingest may come."""
         self.deliverer.stop()
@@ -126,7 +131,9 @@ class Tenure:
 
     def _forget_idle_sessions(self) -> None:
         """A producer that is not busy can be read again when it comes back."""
-        self.sessions = {name: session for name, session in self.sessions.items() if session.busy}
+        self.sessions = {
+            name: session for name, session in self.sessions.items() if not session.idle()
+        }
 
 
 @asynccontextmanager
@@ -236,12 +243,16 @@ async def _restore(
     """Read what the log says is open and owed."""
     obligations = tenure.obligations
     tenure.parts.directory.load(configurations)
-    tenants: defaultdict[int, list[int]] = defaultdict(list)
     for configuration in configurations:
-        tenants[configuration.tenant.shard].append(configuration.tenant.id)
         obligations.configure(
             configuration.tenant.id, configuration.endpoints, configuration.subscriptions
         )
+    configured = {configuration.tenant.id for configuration in configurations}
+    tenants: defaultdict[int, list[int]] = defaultdict(list)
+    for tenant, shard in await event_log.read_tenants(connection):
+        tenants[shard].append(tenant)
+        if tenant not in configured:  # deleted: what it is still owed is cancelled, not forgotten
+            obligations.configure(tenant, (), ())
     for taken in shards:
         events = []
         if tenants[taken.shard]:

@@ -36,9 +36,10 @@ class Window:
 
     def discard(self, event: Event) -> None:
         """Forget an event whose transaction was rolled back. It is among the last ones, so look from there."""
-        self._events.reverse()
-        self._events.remove(event)
-        self._events.reverse()
+        behind = []
+        while (last := self._events.pop()) is not event:
+            behind.append(last)
+        self._events.extend(reversed(behind))
 
     def oldest_us(self) -> int | None:
         """When the oldest event above the checkpoint came, in microseconds since 1970; None when there is none."""

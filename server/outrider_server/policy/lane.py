@@ -140,12 +140,8 @@ class Lane:
         )
 
     def wants_retries(self, now_us: int) -> bool:
-        """Whether due retries should be read: a page at a time."""
-        return (
-            self.retry_us is not None
-            and self.retry_us <= now_us
-            and not any(row.retry for row in self.waiting_rows)
-        )
+        """Whether a retry is due."""
+        return self.retry_us is not None and self.retry_us <= now_us
 
     def ready_in_us(self, now_us: int) -> int | None:
         """Microseconds until a request should be sent; 0 for now, None when nothing is queued or the lane is paused.

@@ -666,7 +666,9 @@ class Obligations:
 
     def catch_up_query(self, lane: Lane, now_us: int) -> CatchUpQuery | None:
         """What to read for a lane; None when no reading is needed (rows may still wait to be loaded)."""
-        backlog, retries = lane.wants_backlog(), lane.wants_retries(now_us)
+        backlog = lane.wants_backlog()
+        # A page of them at a time, or claimed rows would pile up in memory.
+        retries = lane.wants_retries(now_us) and not any(row.retry for row in lane.waiting_rows)
         if not backlog and not retries:
             return None
         claimed = [row_id for _, row_id in lane.rows]
@@ -727,7 +729,7 @@ class Obligations:
 
         Give them all to `loaded`, whatever came of the reading.
         """
-        room = min(lane.room()[0], deliveries_max)
+        room = min(lane.room()[0], deliveries_max) if lane.has_room() else 0
         waiting = [
             (row.waiting[-1], place, row)
             for place, row in enumerate(lane.waiting_rows)

@@ -55,7 +55,13 @@ class DataRefused(Exception):
     """Postgres refused a row of a group as data. The transaction is to be rolled back."""
 
 
-_REFUSED = (asyncpg.DataError, UnicodeEncodeError, OverflowError, ValueError)
+_REFUSED = (
+    asyncpg.DataError,
+    UnicodeEncodeError,
+    OverflowError,
+    ValueError,
+    orjson.JSONEncodeError,
+)
 
 
 @contextmanager
@@ -199,6 +205,11 @@ def decode_answer(data: bytes) -> FrameResult:
         duplicates=[(index, sequence) for index, sequence in duplicates],
         duplicate=True,
     )
+
+
+async def read_tenants(connection: Connection) -> list[tuple[int, int]]:
+    """(tenant, shard) of every tenant that ever was: a deleted one may still have events above the checkpoint."""
+    return [(row[0], row[1]) for row in await connection.fetch(load("read_tenants"))]
 
 
 async def read_window(

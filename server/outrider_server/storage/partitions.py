@@ -81,8 +81,13 @@ async def existing(connection: Connection, table: str) -> list[Partition]:
     return sorted(partitions, key=lambda p: p.first)
 
 
-async def ensure(connection: Connection, table: PartitionedTable, now_us: int, ahead: int) -> int:
-    """Make what is missing of `wanted`; returns how many were made. A range that others cover already is left out."""
+async def ensure(
+    connection: Connection, table: PartitionedTable, now_us: int, ahead: int, lock_ms_max: int
+) -> int:
+    """Make what is missing of `wanted`; returns how many were made. A range that others cover already is left out.
+
+    Raises asyncpg's LockNotAvailableError when the table's lock, for which publishers would wait, is not had in time.
+    """
     have = await existing(connection, table.name)
     made = 0
     for partition in wanted(table, now_us, ahead):
@@ -94,9 +99,12 @@ async def ensure(connection: Connection, table: PartitionedTable, now_us: int, a
                 end = other.first
         if first >= end:
             continue
-        await connection.execute(
-            f'CREATE TABLE IF NOT EXISTS "{partition.name}" PARTITION OF "{table.name}" FOR VALUES FROM ({first}) TO ({end})'
-        )
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL lock_timeout = {int(lock_ms_max)}")
+            await connection.execute(
+                f'CREATE TABLE IF NOT EXISTS "{partition.name}" PARTITION OF "{table.name}" '
+                f"FOR VALUES FROM ({first}) TO ({end})"
+            )
         have.append(Partition(table.name, partition.name, first, end))
         made += 1
     return made

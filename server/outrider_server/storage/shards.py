@@ -47,15 +47,28 @@ async def database_clock_us(connection: Connection) -> int:
 
 
 async def take_over(
-    connection: Connection, node: str, boot: str, address: str, lease_seconds: float
+    connection: Connection,
+    node: str,
+    boot: str,
+    address: str,
+    lease_seconds: float,
+    *,
+    again: bool = False,
 ) -> list[TakenShard]:
     """Become `node`, and take every shard that is free, its own, or of an expired lease.
+
+    A later boot replaces an earlier one. `again`: this boot was the node before; raises `LeaseLost` when another took
+    its place since, or two processes of one name would replace each other for ever.
 
     First the old owners' connections are ended, then the epochs raised under the exclusive locks that their fences
     share. Lock order: shards ascending.
     """
     async with connection.transaction():
-        await connection.execute(load("take_node"), node, boot, lease_seconds, address)
+        name = await connection.fetchval(
+            load("take_node"), node, boot, lease_seconds, address, again
+        )
+    if name is None:
+        raise LeaseLost(f"another process runs as node {node!r}")
     rows = await connection.fetch(load("free_shards"), node)
     holders = sorted({row["node"] for row in rows if row["node"] is not None} | {node})
     await connection.execute(load("terminate_backends"), holders, boot_mark(boot))

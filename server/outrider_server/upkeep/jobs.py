@@ -21,22 +21,24 @@ async def cancel_deleted(
 ) -> None:
     """Cancel for ever what deleted subscriptions are owed."""
     while True:
-        subscriptions = obligations.deleted()
-        for subscription in subscriptions:
-            await cancel_page(obligations, recorder, connection, subscription)
-        await asyncio.sleep(0 if subscriptions else IDLE_SECONDS)
+        went_on = False
+        for subscription in obligations.deleted():
+            went_on |= await cancel_page(obligations, recorder, connection, subscription)
+        # What cannot be cancelled yet is in flight; its requests end by themselves.
+        await asyncio.sleep(0 if went_on else IDLE_SECONDS)
 
 
 async def cancel_page(
     obligations: Obligations, recorder: Recorder, connection: Connection, subscription: int
-) -> None:
-    """Cancel one page of a subscription's owed rows and record it; note when there are none."""
+) -> bool:
+    """Cancel one page of a subscription's owed rows and record it; note when there are none. Whether any was cancelled."""
     # Rows that only memory knows of are written first, so that the page finds them.
     await recorder.record()
     look = obligations.look()
     rows = await owed.find_of(connection, subscription, PAGE_ROWS)
     if rows:
-        obligations.end_rows(look, rows, expired_below=None)
+        ended = obligations.end_rows(look, rows, expired_below=None)
         await recorder.record()
-    else:
-        obligations.cancelled_all(subscription, look)
+        return ended > 0
+    obligations.cancelled_all(subscription, look)
+    return False

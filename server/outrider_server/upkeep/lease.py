@@ -40,6 +40,7 @@ class Lease:
         self._clock = clock
         self._monotonic = monotonic
         self._deadline = 0.0
+        self._held = False
 
     def holds(self) -> bool:
         """Whether requests may be sent now."""
@@ -50,11 +51,17 @@ class Lease:
         return max(0.0, self._deadline - self._monotonic())
 
     async def take_over(self, connection: Connection) -> list[TakenShard]:
-        """Take the lease and every shard that is free for this node."""
+        """Take the lease and every shard that is free for this node; raises `LeaseLost` as `run` does."""
         sent = self._monotonic()
         taken = await shards.take_over(
-            connection, self.node, self.boot, self.address, self._lease_seconds
+            connection,
+            self.node,
+            self.boot,
+            self.address,
+            self._lease_seconds,
+            again=self._held,
         )
+        self._held = True
         self._deadline = sent + self._lease_seconds - self._margin_seconds
         await self._measure_clock(connection)
         return taken

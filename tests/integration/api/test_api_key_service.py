@@ -8,12 +8,12 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from outrider.v1 import api_key_pb2
-from outrider.v1 import api_key_service_pb2 as pb
-from outrider.v1 import tenant_service_pb2 as tenants_pb
 from tests.support.api import Api, As, running
 from tests.support.postgres import Database
 
+from outrider.v1 import api_key_pb2
+from outrider.v1 import api_key_service_pb2 as pb
+from outrider.v1 import tenant_service_pb2 as tenants_pb
 from outrider_server.access.keys import is_well_formed
 from outrider_server.api.limits import Limits
 
@@ -77,7 +77,9 @@ async def test_tenants_do_not_meet_in_names_of_keys(api: Api, acme: As) -> None:
     taken = await acme.refused("CreateApiKey", create("ci"))
     assert (taken.code, taken.resource) == (grpc.StatusCode.ALREADY_EXISTS, mine.name)
     _ = await other.call("DeleteApiKey", pb.DeleteApiKeyRequest(name=theirs.name))
-    assert not (await acme.call("GetApiKey", pb.GetApiKeyRequest(name=mine.name))).HasField("revoke_time")
+    assert not (await acme.call("GetApiKey", pb.GetApiKeyRequest(name=mine.name))).HasField(
+        "revoke_time"
+    )
 
 
 async def test_keys_of_no_tenant_are_for_system_admins_alone(api: Api, acme: As) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
-from outrider.v1 import endpoint_pb2
-from outrider.v1 import endpoint_service_pb2 as pb
 from tests.support.api import Api, As, endpoint_request, running, subscription_request
 from tests.support.postgres import Database
 
+from outrider.v1 import endpoint_pb2
+from outrider.v1 import endpoint_service_pb2 as pb
 from outrider_server.api.limits import Limits
 from outrider_server.policy.signing import format_secret, parse_secret
 from outrider_server.storage.configuration import load_tenant
@@ -33,7 +33,11 @@ def update(name: str, *mask: str, **fields: Any) -> pb.UpdateEndpointRequest:
 async def test_created_endpoint_shows_what_is_in_force_and_its_secret_once(acme: As) -> None:
     made = await acme.call("CreateEndpoint", endpoint_request("acme", "orders"))
     assert made.name == "tenants/acme/endpoints/orders"
-    assert (made.mode, made.concurrency, made.attempt_timeout.seconds) == (Endpoint.MODE_SINGLE, 8, 30)
+    assert (made.mode, made.concurrency, made.attempt_timeout.seconds) == (
+        Endpoint.MODE_SINGLE,
+        8,
+        30,
+    )
     assert (made.retry.factor, made.retry.attempts_max, made.retry.jitter) == (3, 20, 0.2)
     assert made.state == Endpoint.STATE_ACTIVE
     assert not made.HasField("batch")
@@ -71,7 +75,11 @@ async def test_given_values_are_kept(api: Api, acme: As) -> None:
     assert loaded.secrets == (b"k" * 24,)
     assert loaded.headers == (("X-A", "1"), ("X-B", "2"))
     assert (loaded.batch.events_max, loaded.batch.linger_ms) == (7, 1500.0)
-    assert (loaded.retry.base_seconds, loaded.retry.jitter, loaded.retry.window_seconds) == (1, 0, 60)
+    assert (loaded.retry.base_seconds, loaded.retry.jitter, loaded.retry.window_seconds) == (
+        1,
+        0,
+        60,
+    )
     assert (loaded.concurrency, loaded.attempt_timeout_seconds) == (3, 5.0)
 
 
@@ -200,7 +208,9 @@ async def test_large_pages_fit_what_clients_take(acme: As) -> None:
     for index in range(3):
         _ = await acme.call(
             "CreateEndpoint",
-            endpoint_request("acme", f"e{index}", url="https://example.com/" + "x" * 2000, headers=headers),
+            endpoint_request(
+                "acme", f"e{index}", url="https://example.com/" + "x" * 2000, headers=headers
+            ),
         )
     page = await acme.call("ListEndpoints", pb.ListEndpointsRequest(parent="tenants/acme"))
     assert len(page.endpoints) == 3
@@ -220,18 +230,32 @@ async def test_update_changes_what_the_mask_names_alone(acme: As) -> None:
     )
     updated = await acme.call(
         "UpdateEndpoint",
-        update(made.name, "display_name", display_name="new", url="https://other.example", concurrency=5),
+        update(
+            made.name,
+            "display_name",
+            display_name="new",
+            url="https://other.example",
+            concurrency=5,
+        ),
     )
     assert (updated.display_name, updated.url, updated.concurrency) == ("new", made.url, 8)
     assert updated.etag != made.etag
     assert updated.secret == ""
     nested = await acme.call(
         "UpdateEndpoint",
-        update(made.name, "retry.factor", "headers", retry={"factor": 4, "attempts_max": 2}, headers={"b": "2"}),
+        update(
+            made.name,
+            "retry.factor",
+            "headers",
+            retry={"factor": 4, "attempts_max": 2},
+            headers={"b": "2"},
+        ),
     )
     assert (nested.retry.factor, nested.retry.attempts_max) == (4, 20)
     assert dict(nested.headers) == {"b": "2"}
-    cleared = await acme.call("UpdateEndpoint", update(made.name, "headers", "display_name", "retry"))
+    cleared = await acme.call(
+        "UpdateEndpoint", update(made.name, "headers", "display_name", "retry")
+    )
     assert (dict(cleared.headers), cleared.display_name, cleared.retry.factor) == ({}, "", 3)
 
 
@@ -250,9 +274,13 @@ async def test_leaving_batch_mode_drops_the_batch_policy(acme: As) -> None:
         "CreateEndpoint",
         endpoint_request("acme", "orders", mode=Endpoint.MODE_BATCH, batch={"events_max": 9}),
     )
-    updated = await acme.call("UpdateEndpoint", update(made.name, "mode", mode=Endpoint.MODE_SINGLE))
+    updated = await acme.call(
+        "UpdateEndpoint", update(made.name, "mode", mode=Endpoint.MODE_SINGLE)
+    )
     assert not updated.HasField("batch")
-    refused = await acme.refused("UpdateEndpoint", update(made.name, "batch", batch={"events_max": 9}))
+    refused = await acme.refused(
+        "UpdateEndpoint", update(made.name, "batch", batch={"events_max": 9})
+    )
     assert list(refused.violations) == ["endpoint.batch"]
 
 
@@ -290,7 +318,9 @@ async def test_etag_of_an_earlier_state_is_refused(acme: As) -> None:
     ):
         refused = await acme.refused(method, request)
         assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
-    _ = await acme.call("DeleteEndpoint", pb.DeleteEndpointRequest(name=made.name, etag=current.etag))
+    _ = await acme.call(
+        "DeleteEndpoint", pb.DeleteEndpointRequest(name=made.name, etag=current.etag)
+    )
     again = await acme.call("CreateEndpoint", endpoint_request("acme", "orders"))
     assert again.etag != made.etag
 
@@ -320,8 +350,12 @@ async def test_states_follow_each_other(api: Api, acme: As) -> None:
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
     paused = await acme.call("PauseEndpoint", pb.PauseEndpointRequest(name=name))
     assert paused.state == Endpoint.STATE_PAUSED
-    assert (await acme.refused("PauseEndpoint", pb.PauseEndpointRequest(name=name))).metadata["state"] == "PAUSED"
-    assert (await acme.refused("EnableEndpoint", pb.EnableEndpointRequest(name=name))).reason == "WRONG_STATE"
+    assert (await acme.refused("PauseEndpoint", pb.PauseEndpointRequest(name=name))).metadata[
+        "state"
+    ] == "PAUSED"
+    assert (
+        await acme.refused("EnableEndpoint", pb.EnableEndpointRequest(name=name))
+    ).reason == "WRONG_STATE"
     resumed = await acme.call("ResumeEndpoint", pb.ResumeEndpointRequest(name=name))
     assert resumed.state == Endpoint.STATE_ACTIVE
     async with api.database.connection() as connection:
@@ -372,7 +406,9 @@ async def test_endpoint_in_use_is_not_deleted(acme: As) -> None:
 async def test_deleted_endpoint_leaves_its_revisions(api: Api, acme: As) -> None:
     made = await acme.call("CreateEndpoint", endpoint_request("acme", "orders"))
     _ = await acme.call("DeleteEndpoint", pb.DeleteEndpointRequest(name=made.name))
-    assert (await acme.refused("GetEndpoint", pb.GetEndpointRequest(name=made.name))).reason == "RESOURCE_NOT_FOUND"
+    assert (
+        await acme.refused("GetEndpoint", pb.GetEndpointRequest(name=made.name))
+    ).reason == "RESOURCE_NOT_FOUND"
     async with api.database.connection() as connection:
         rows = await connection.fetch(
             "SELECT version, state, config_version FROM endpoint_revision ORDER BY version"
@@ -384,7 +420,9 @@ async def test_deleted_endpoint_leaves_its_revisions(api: Api, acme: As) -> None
 async def test_nothing_that_may_be_a_credential_is_stored_in_the_clear(api: Api, acme: As) -> None:
     made = await acme.call(
         "CreateEndpoint",
-        endpoint_request("acme", "orders", url="https://example.com/tok-123", headers={"x": "hdr-456"}),
+        endpoint_request(
+            "acme", "orders", url="https://example.com/tok-123", headers={"x": "hdr-456"}
+        ),
     )
     async with api.database.connection() as connection:
         rows = await connection.fetch(

@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
-from outrider.v1 import event_type_service_pb2 as pb
 from tests.support.api import Api, As, running
 from tests.support.postgres import Database
 
+from outrider.v1 import event_type_service_pb2 as pb
 from outrider_server.api.limits import Limits
 from outrider_server.storage.configuration import load_tenant
 
@@ -50,7 +50,12 @@ async def test_created_type_reads_back_and_is_known(api: Api, acme: As) -> None:
         ("a", {"schema_json": "{"}, "INVALID_ARGUMENT", "event_type.schema_json"),
         ("a", {"schema_json": "[]"}, "INVALID_ARGUMENT", "event_type.schema_json"),
         ("a", {"sample_json": "NaN"}, "INVALID_ARGUMENT", "event_type.sample_json"),
-        ("a", {"sample_json": '"' + "x" * 65535 + '"'}, "INVALID_ARGUMENT", "event_type.sample_json"),
+        (
+            "a",
+            {"sample_json": '"' + "x" * 65535 + '"'},
+            "INVALID_ARGUMENT",
+            "event_type.sample_json",
+        ),
         ("a", {"owning_module": "x" * 129}, "INVALID_ARGUMENT", "event_type.owning_module"),
     ],
 )
@@ -81,7 +86,9 @@ async def test_update_and_delete(api: Api, acme: As) -> None:
     ):
         assert (await acme.refused(method, request)).reason == "ETAG_MISMATCH"
     wrong = pb.UpdateEventTypeRequest(event_type={"name": made.name, "schema_json": "nope"})
-    assert list((await acme.refused("UpdateEventType", wrong)).violations) == ["event_type.schema_json"]
+    assert list((await acme.refused("UpdateEventType", wrong)).violations) == [
+        "event_type.schema_json"
+    ]
     told = len(api.changed)
     _ = await acme.call("DeleteEventType", pb.DeleteEventTypeRequest(name=made.name))
     assert len(api.changed) == told + 1

@@ -10,11 +10,11 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from outrider.v1 import tenant_service_pb2 as pb
-from outrider.v1 import tenant_service_pb2_grpc
 from tests.support.api import Api, refusal, running
 from tests.support.postgres import Database
 
+from outrider.v1 import tenant_service_pb2 as pb
+from outrider.v1 import tenant_service_pb2_grpc
 from outrider_server.api.interceptors import CallInterceptor
 from outrider_server.api.server import ListenError, build_server
 
@@ -35,9 +35,14 @@ async def test_calls_without_a_usable_key_are_refused(api: Api) -> None:
         assert (refused.code, refused.reason) == (grpc.StatusCode.UNAUTHENTICATED, reason)
     for metadata, reason in (
         ((("authorization", f"Basic {good}"),), "MISSING_API_KEY"),
-        ((("authorization", f"Bearer {good}"), ("authorization", f"Bearer {good}")), "INVALID_API_KEY"),
+        (
+            (("authorization", f"Bearer {good}"), ("authorization", f"Bearer {good}")),
+            "INVALID_API_KEY",
+        ),
     ):
-        call = tenant_service_pb2_grpc.TenantServiceStub(api.channel).GetTenant(GET, metadata=metadata)
+        call = tenant_service_pb2_grpc.TenantServiceStub(api.channel).GetTenant(
+            GET, metadata=metadata
+        )
         assert (await refusal(call)).reason == reason
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
-from outrider.v1 import subscription_pb2
-from outrider.v1 import subscription_service_pb2 as pb
 from tests.support.api import Api, As, endpoint_request, running, subscription_request
 from tests.support.postgres import Database
 
+from outrider.v1 import subscription_pb2
+from outrider.v1 import subscription_service_pb2 as pb
 from outrider_server.api.limits import Limits
 from outrider_server.storage.configuration import load_tenant
 
@@ -38,7 +38,12 @@ async def test_created_subscription_reads_back_and_is_told_before_the_answer(
     made = await acme.call(
         "CreateSubscription",
         subscription_request(
-            "acme", "orders", "large", types=["sales.*", "x"], filter="order.total > 100", display_name="L"
+            "acme",
+            "orders",
+            "large",
+            types=["sales.*", "x"],
+            filter="order.total > 100",
+            display_name="L",
         ),
     )
     assert len(api.changed) == told + 1
@@ -177,7 +182,9 @@ async def test_pages_etags_and_dry_runs(acme: As) -> None:
     dry.validate_only = True
     _ = await acme.call("CreateSubscription", dry)
     name = "tenants/acme/subscriptions/d"
-    assert (await acme.refused("GetSubscription", pb.GetSubscriptionRequest(name=name))).reason == "RESOURCE_NOT_FOUND"
+    assert (
+        await acme.refused("GetSubscription", pb.GetSubscriptionRequest(name=name))
+    ).reason == "RESOURCE_NOT_FOUND"
     stale = pb.DeleteSubscriptionRequest(name="tenants/acme/subscriptions/a", etag="x")
     assert (await acme.refused("DeleteSubscription", stale)).reason == "ETAG_MISMATCH"
     taken = await acme.refused("CreateSubscription", subscription_request("acme", "orders", "a"))

@@ -7,6 +7,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
+from tests.support.api import Api, endpoint_request, subscription_request
+
 from outrider.v1 import (
     api_key_pb2,
     api_key_service_pb2,
@@ -15,8 +17,6 @@ from outrider.v1 import (
     subscription_service_pb2,
 )
 from outrider.v1 import tenant_service_pb2 as pb
-from tests.support.api import Api, endpoint_request, subscription_request
-
 from outrider_server.domain.sequence import SHARD_COUNT
 
 Role = api_key_pb2.ApiKey

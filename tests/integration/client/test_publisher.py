@@ -569,7 +569,7 @@ async def test_a_full_spool_makes_send_wait(server: ScriptedIngest, tmp_path: Pa
         assert not waiting.done()
         assert spool.size <= BYTES_MIN
         server.answering.set()
-        await waiting
+        _ = await waiting
     assert number_of(server.payloads()[-1]) == 999
 
 

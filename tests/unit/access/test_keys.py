@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 
-
 from outrider_server.access.keys import digest, is_well_formed, make_text
 
 FIXED = random.Random(7)
@@ -33,8 +32,10 @@ def test_every_single_typing_error_is_noticed() -> None:
             if other != letter:
                 assert not is_well_formed(text[:index] + other + text[index + 1 :])
         assert not is_well_formed(text[:index])
-        assert not is_well_formed(text[:index] + text[index + 1 :]) or text[index] == text[index - 1]
-        if 0 < index and text[index] != text[index - 1]:
+        assert (
+            not is_well_formed(text[:index] + text[index + 1 :]) or text[index] == text[index - 1]
+        )
+        if index > 0 and text[index] != text[index - 1]:
             swapped = text[: index - 1] + text[index] + text[index - 1] + text[index + 1 :]
             assert not is_well_formed(swapped)
 

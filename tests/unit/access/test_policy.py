@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from outrider.v1 import (
     api_key_service_pb2,
     endpoint_service_pb2,
@@ -11,7 +12,6 @@ from outrider.v1 import (
     subscription_service_pb2,
     tenant_service_pb2,
 )
-
 from outrider_server.access.policy import LOWEST_ROLES, authorize, require_role, require_tenant
 from outrider_server.domain.access import Caller, Role
 from outrider_server.domain.errors import PermissionDenied

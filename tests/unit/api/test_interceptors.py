@@ -55,10 +55,14 @@ async def writer(requests: Any, context: Any) -> None:
             raise ZeroDivisionError
         if request == b"abort":
             await context.abort(grpc.StatusCode.DATA_LOSS, "by hand")
+        if request == b"wait":
+            await asyncio.Event().wait()
 
 
 @asynccontextmanager
-async def served(keys: ScriptedKeys, observed: list[tuple[str, str, float]]) -> AsyncIterator[grpc.aio.Channel]:
+async def served(
+    keys: ScriptedKeys, observed: list[tuple[str, str, float]]
+) -> AsyncIterator[grpc.aio.Channel]:
     ticks = itertools.count()
     interceptor = CallInterceptor(
         cast(KeyRing, keys),
@@ -97,7 +101,9 @@ async def test_streams_know_their_caller_who_is_held_as_long() -> None:
     ("request_bytes", "code"),
     [(b"bug", grpc.StatusCode.INTERNAL), (b"abort", grpc.StatusCode.DATA_LOSS)],
 )
-async def test_errors_of_streams_become_statuses(request_bytes: bytes, code: grpc.StatusCode) -> None:
+async def test_errors_of_streams_become_statuses(
+    request_bytes: bytes, code: grpc.StatusCode
+) -> None:
     keys, observed = ScriptedKeys(), list[tuple[str, str, float]]()
     async with served(keys, observed) as channel:
         call = channel.stream_stream("/test.Test/Writer")(metadata=METADATA)
@@ -133,10 +139,9 @@ async def test_call_that_its_caller_gives_up_is_counted_as_cancelled() -> None:
     async with served(keys, observed) as channel:
         call = channel.stream_stream("/test.Test/Writer")(metadata=METADATA)
         assert await call.read() == b"/k"
+        await call.write(b"wait")
         _ = call.cancel()
         async with asyncio.timeout(10):
             while not observed:
                 await asyncio.sleep(0.01)
     assert (keys.held, observed[0][1]) == (0, "CANCELLED")
-
-

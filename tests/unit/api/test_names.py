@@ -29,7 +29,16 @@ def test_names_come_apart_as_they_were_put_together() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "tenants", "tenants/", "tenants/A", "tenants/a/", "x/a", "tenants/a\n", "tenants/" + "a" * 64],
+    [
+        "",
+        "tenants",
+        "tenants/",
+        "tenants/A",
+        "tenants/a/",
+        "x/a",
+        "tenants/a\n",
+        "tenants/" + "a" * 64,
+    ],
 )
 def test_what_is_no_tenants_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
@@ -39,7 +48,12 @@ def test_what_is_no_tenants_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["tenants/a/endpoints", "tenants/a/endpoints/b/c", "tenants/a/other/b", "tenants/a/endpoints/b.c"],
+    [
+        "tenants/a/endpoints",
+        "tenants/a/endpoints/b/c",
+        "tenants/a/other/b",
+        "tenants/a/endpoints/b.c",
+    ],
 )
 def test_what_is_no_childs_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgument):

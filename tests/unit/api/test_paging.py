@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from outrider.v1 import event_type_pb2
-
 from outrider_server.api.paging import PAGE_BYTES_MAX, fill
 from outrider_server.api.validation import parse_page_token
 

@@ -6,8 +6,8 @@ import datetime
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
-from outrider.v1 import endpoint_pb2, subscription_pb2
 
+from outrider.v1 import endpoint_pb2, subscription_pb2
 from outrider_server.api import validation
 from outrider_server.domain.errors import Aborted, InvalidArgument
 
@@ -44,7 +44,11 @@ def test_etag_differs_by_version_and_by_making() -> None:
 def test_violations_and_nuls_are_named_where_they_stand() -> None:
     with pytest.raises(InvalidArgument) as caught:
         validation.check(subscription_pb2.Subscription(display_name="x" * 257), "s")
-    assert {path for path, _ in caught.value.violations} == {"s.display_name", "s.endpoint", "s.types"}
+    assert {path for path, _ in caught.value.violations} == {
+        "s.display_name",
+        "s.endpoint",
+        "s.types",
+    }
     with pytest.raises(InvalidArgument) as caught:
         validation.check(subscription_pb2.Subscription(endpoint="e", types=["a", "b\0"]))
     assert (caught.value.reason, caught.value.violations[0][0]) == ("INVALID_TEXT", "types")
@@ -59,7 +63,9 @@ def merge(
 
 
 def test_mask_takes_what_it_names_and_leaves_the_rest() -> None:
-    current = Endpoint(url="u", display_name="d", headers={"a": "1"}, retry={"factor": 2, "attempts_max": 5})
+    current = Endpoint(
+        url="u", display_name="d", headers={"a": "1"}, retry={"factor": 2, "attempts_max": 5}
+    )
     given = Endpoint(url="v", headers={"b": "2"}, retry={"factor": 4, "jitter": 0.0})
     merged, touched = merge(current, given, "headers", "retry.factor")
     assert touched == {"headers", "retry"}
