@@ -74,7 +74,9 @@ class Child:
             async with asyncio.timeout(seconds):
                 line = await self._process.stdout.readline()
         except TimeoutError:
-            raise ChildFailed(f"{self.name} said nothing for {seconds:.0f} s{self.tail()}") from None
+            raise ChildFailed(
+                f"{self.name} said nothing for {seconds:.0f} s{self.tail()}"
+            ) from None
         if not line:
             raise ChildFailed(f"{self.name} ended too early{self.tail()}")
         return line.decode().strip()

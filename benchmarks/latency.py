@@ -18,7 +18,7 @@ UNIT_US = 10
 MAX_US = 600_000_000
 DIGITS = 3
 DISTINCT_MAX = 20_000
-PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Latencies:
     """Durations in microseconds."""
 
     def __init__(self) -> None:
-        self._histogram: Any = HdrHistogram(1, MAX_US, DIGITS)
+        self._histogram: Any = HdrHistogram(1, MAX_US, DIGITS)  # type: ignore[no-untyped-call]
         self._recent: Counter[int] = Counter()
 
     def add(self, durations_us: Iterable[int]) -> None:
@@ -61,14 +61,10 @@ class Latencies:
         histogram = self._histogram
         if not histogram.get_total_count():
             return Percentiles(0, 0.0, 0.0, 0.0, 0.0, 0.0)
-        told: Mapping[float, int] = histogram.get_percentile_to_value_dict(
-            list(PERCENTILES.values())
-        )
-        return Percentiles(
-            int(histogram.get_total_count()),
-            *(told[percentile] / 1000 for percentile in PERCENTILES.values()),
-            histogram.get_max_value() / 1000,
-        )
+        told: Mapping[float, int] = histogram.get_percentile_to_value_dict(list(PERCENTILES))
+        p50, p90, p99, p999 = (told[percentile] / 1000 for percentile in PERCENTILES)
+        maximum = histogram.get_max_value() / 1000
+        return Percentiles(int(histogram.get_total_count()), p50, p90, p99, p999, maximum)
 
     def _flush(self) -> None:
         for steps, count in self._recent.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.scenario import NUMBER_BASE, TIME_BASE, Topology
 
-SAMPLE_EVERY = 997
+SAMPLE_EVERY = 97
 """A prime: the sample meets every route and every producer."""
 
 

@@ -150,6 +150,7 @@ class Load:
                 producer = by_number[number % plan.producers]
                 await self._send(producer, number, intended_us(rate, number))
                 number += step
+            self._row[Sent.SENT] = sum(producer.sent for producer in self.producers)
             await asyncio.sleep(TICK_SECONDS)
 
     async def _closed_loop(self, producer: Producer) -> None:
@@ -157,7 +158,8 @@ class Load:
         most = plan.events()
         number = producer.number
         while self.now_us() < self._end_us and number < most:
-            while self._ahead() > plan.outstanding and self.now_us() < self._end_us:
+            # A look at shared memory each millisecond: no message could wake us.
+            while self._ahead() > plan.outstanding and self.now_us() < self._end_us:  # noqa: ASYNC110
                 await asyncio.sleep(TICK_SECONDS)
             for _ in range(CHECK_EVERY):
                 await self._send(producer, number, self.now_us())
@@ -262,7 +264,7 @@ class LargeLoad:
             event.data = payload(number, time_us, self._tail)
             self._times.append(time_us)
             self.sent += 1
-            await self._publisher.send(event)
+            _ = await self._publisher.send(event)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_SECONDS_MAX):
                 await self._publisher.flush()
@@ -304,13 +306,14 @@ async def _generate(specification: Mapping[str, Any]) -> None:
     if not running.done():
         running.cancel()
         return
-    gone.cancel()
     try:
         running.result()
     except (OutriderError, BaseExceptionGroup) as error:
         print(json.dumps({"error": _said(error)}), flush=True)
         return
     print(json.dumps(load.report()), flush=True)
+    # Until then its CPU and memory are still looked at.
+    await gone
     await load.close()
 
 

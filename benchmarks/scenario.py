@@ -126,7 +126,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     # Batches fill to their limit before the linger ends once the rate is high; below it they go out after it.
     "batched": {"endpoint_linger_ms": 100.0, "publisher_linger_ms": 5.0},
     "single": {"single": True, "publisher_linger_ms": 5.0, "outstanding": 10_000},
-    "latency": {"rate": 10_000.0, "publisher_linger_ms": 1.0},
+    "latency": {"rate": 10_000.0, "publisher_linger_ms": 2.0, "producers": 2},
     "fanout": {
         "copies": 3,
         "subscriptions": 999,

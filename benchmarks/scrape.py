@@ -48,9 +48,7 @@ async def get(host: str, port: int, path: str, seconds: float = 5.0) -> tuple[in
             finally:
                 writer.close()
     except (OSError, TimeoutError) as error:
-        raise ScrapeError(
-            f"no answer from http://{host}:{port}{path}: {error or 'too slow'}"
-        ) from error
+        raise ScrapeError(f"no answer from http://{host}:{port}{path}: {error!r}") from error
     head, _, body = answer.partition(b"\r\n\r\n")
     try:
         return int(head.split(b" ", 2)[1]), body.decode()

@@ -99,7 +99,7 @@ def environment(settings: dict[str, str]) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("OUTRIDER_", "OTEL_"))
+        if not name.startswith(("OUTRIDER_", "OTEL_", "GRPC_"))
     }
     return kept | {f"OUTRIDER_{name.upper()}": value for name, value in settings.items()}
 
@@ -130,13 +130,21 @@ class StartedServer:
             serve += ["--workers", str(self._workers)]
             await self._require_workers()
         key_maker = await Child.start(
-            "create-admin-key", [*command, "create-admin-key", *where], self._folder, self._environment
+            "create-admin-key",
+            [*command, "create-admin-key", *where],
+            self._folder,
+            self._environment,
         )
         try:
             key = (await key_maker.output(START_SECONDS_MAX)).strip().splitlines()[-1]
         finally:
             await key_maker.end(STOP_SECONDS_MAX)
-        serve += ["--listen-address", f"127.0.0.1:{listen}", "--admin-address", f"127.0.0.1:{admin}"]
+        serve += [
+            "--listen-address",
+            f"127.0.0.1:{listen}",
+            "--admin-address",
+            f"127.0.0.1:{admin}",
+        ]
         child = self._child = await Child.start("server", serve, self._folder, self._environment)
         await self._until_ready(child, admin)
         dsn, postmaster = self._database, None

@@ -54,7 +54,13 @@ from outrider_server.secrets import keys as sealing_keys
 from outrider_server.secrets.sealing import Sealer
 from outrider_server.settings import Settings, split_address
 from outrider_server.storage import configuration, endpoints, owed
-from outrider_server.storage.database import Database, DedicatedConnection, connect, is_unavailable
+from outrider_server.storage.database import (
+    Database,
+    DedicatedConnection,
+    connect,
+    is_unavailable,
+    until_lost,
+)
 from outrider_server.storage.migrate import migrate
 from outrider_server.storage.shards import LeaseLost
 from outrider_server.telemetry.logs import PipelineLog
@@ -68,6 +74,7 @@ from outrider_server.web.admin import start_admin, stop_admin
 BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 SECRETS_CHECK_SECONDS = 30.0
 OWED_COUNT_SECONDS = 2.0
+CHANGES_CHECK_SECONDS = 0.5
 LANES_SHARE = 0.75
 """Of the node's payload bytes: for lanes. The rest is for what is on its way into the log."""
 
@@ -92,6 +99,7 @@ class Node:
         self._log = structlog.get_logger()
         self._directory = Directory()
         self._changed_meanwhile: set[int] = set()
+        self._changed_unread: set[int] = set()
         self._admission: Admission
         self._ingest: IngestService
         self._keys: KeyRing
@@ -167,6 +175,7 @@ class Node:
                     tasks.create_task(self._watch_keys()),
                     tasks.create_task(self._watch_secrets()),
                     tasks.create_task(self._watch_owed()),
+                    tasks.create_task(self._watch_changes()),
                 ]
                 if self._database_folder is not None:
                     beside.append(
@@ -202,9 +211,7 @@ class Node:
     def _build_api(self) -> None:
         settings = self.settings
         tenancy = Tenancy(self._database, self._changed)
-        limits = ApiLimits(
-            retry_window_seconds_max=settings.retry_window_hours_max * 3600
-        )
+        limits = ApiLimits(retry_window_seconds_max=settings.retry_window_hours_max * 3600)
         self._ingest = IngestService(
             admission=self._admission,
             limits=StreamLimits(
@@ -346,6 +353,7 @@ class Node:
                     self.settings.retention_days,
                     self.settings.retention_bytes_max,
                     self.settings.partition_hours,
+                    self.settings.idempotency_hours,
                 ),
                 counters=self.metrics.prune,
             )
@@ -355,6 +363,7 @@ class Node:
             configurations = await configuration.load_all(lease, self._sealer)
 
             async def upkeep(tenure: Tenure, tasks: asyncio.TaskGroup) -> None:
+                tasks.create_task(until_lost((lease, pruning, cancelling)))
                 tasks.create_task(self._lease.run(lease))
                 tasks.create_task(pruner.run(tenure.obligations, tenure.recorder))
                 tasks.create_task(
@@ -405,16 +414,29 @@ class Node:
     async def _changed(self, tenant: int) -> None:
         """A tenant's configuration was changed: use it before the change is answered."""
         tenure = self._admission.tenure
-        if tenure is not None:
-            await self._changed_in(tenure, tenant)
-        else:
+        if tenure is None:
             self._changed_meanwhile.add(tenant)
+            return
+        try:
+            await self._changed_in(tenure, tenant)
+        except BaseException:
+            # It is committed all the same, though whoever asked for it may be gone.
+            self._changed_unread.add(tenant)
+            raise
+
+    async def _watch_changes(self) -> None:
+        """Read again what could not be read when it was changed."""
+        while True:
+            await asyncio.sleep(CHANGES_CHECK_SECONDS)
+            with contextlib.suppress(OutriderError):
+                while self._changed_unread:
+                    await self._changed(self._changed_unread.pop())
 
     async def _changed_in(self, tenure: Tenure, tenant: int) -> None:
         async with self._database.connection() as connection:
             loaded = await configuration.load_tenant(connection, self._sealer, tenant)
         if loaded is None:
-            self._directory.remove(tenant)
+            tenure.remove(tenant)
         else:
             tenure.configure(loaded)
 

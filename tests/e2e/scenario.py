@@ -184,14 +184,20 @@ class Scenario:
         """The endpoint that is down comes back."""
         self.receiver.targets["/down"].fraction = 0.0
 
-    async def rest(self, seconds: float = REST_SECONDS) -> None:
-        """End the load and wait until all of it is acknowledged and delivered."""
+    async def rest(
+        self, seconds: float = REST_SECONDS, *, without: Sequence[str] = ()
+    ) -> None:
+        """End the load and wait until all of it is acknowledged, and delivered but for some subscriptions."""
         self.load.stop()
         await self.loading
         self.heal()
         await answered(self.sent, self.publisher, RESUME_SECONDS)
         deadline = time.monotonic() + seconds
-        left = missing(self.receiver, self.sent, self.subscriptions.values())
+        left = missing(
+            self.receiver,
+            self.sent,
+            [wanted for name, wanted in self.subscriptions.items() if name not in without],
+        )
         while left and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
             left -= self.receiver.delivered

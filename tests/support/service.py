@@ -34,6 +34,7 @@ from outrider_server.storage.ledger import Balance, balance
 
 POLL_SECONDS = 0.02
 COMMAND_SECONDS_MAX = 60
+ROOT = Path(__file__).resolve().parents[2]
 SERVER = (sys.executable, "-m", "outrider_server")
 
 
@@ -105,6 +106,7 @@ class Service:
             self._process = subprocess.Popen(
                 [*program, "serve"],
                 env=self._environment,
+                cwd=ROOT,  # programs of the tests are found from here
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

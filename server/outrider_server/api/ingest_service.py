@@ -9,14 +9,14 @@ from typing_extensions import override
 
 from outrider.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from outrider_server.access.policy import require_tenant
-from outrider_server.api import names
+from outrider_server.api import names, publish_stream
 from outrider_server.api.errors import ServicerContext
 from outrider_server.api.frames import FrameReader, results_of
 from outrider_server.api.interceptors import current_caller
-from outrider_server.api.publish_stream import PublishStream, StreamLimits
+from outrider_server.api.publish_stream import StreamLimits
 from outrider_server.api.tenancy import not_found
 from outrider_server.domain.access import Caller
-from outrider_server.domain.errors import InvalidArgument, Unauthenticated
+from outrider_server.domain.errors import Aborted, InvalidArgument, Unauthenticated
 from outrider_server.pipeline.admission import Admission
 
 GO_AWAY_SECONDS_MAX = 1.0
@@ -32,7 +32,8 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
         self._limits = limits
         self._now_us = now_us
         self._node = node
-        self._streams: dict[PublishStream, Caller] = {}
+        self._streams: dict[publish_stream.PublishStream, Caller] = {}
+        self._producers: dict[str, publish_stream.PublishStream] = {}
 
     @property
     def streams(self) -> int:
@@ -46,19 +47,22 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
         context: ServicerContext,
     ) -> None:
         caller = current_caller()
-        stream = PublishStream(
+        stream = publish_stream.PublishStream(
             context=context,
             admission=self._admission,
             reader=FrameReader(caller, self._admission.directory, self._now_us),
             scope="system" if caller.tenant is None else str(caller.tenant),
             limits=self._limits,
             node=self._node,
+            named=self._replace_older,
         )
         self._streams[stream] = caller
         try:
             await stream.run()
         finally:
             del self._streams[stream]
+            if self._producers.get(stream.producer) is stream:
+                del self._producers[stream.producer]
 
     @override
     async def Publish(
@@ -89,6 +93,17 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
         for stream, caller in list(self._streams.items()):
             if ended(caller):
                 stream.end(why(caller))
+
+    def _replace_older(self, stream: publish_stream.PublishStream) -> None:
+        """A producer has one stream: what it left on an older one it sends again on the new."""
+        older = self._producers.get(stream.producer)
+        self._producers[stream.producer] = stream
+        if older is None:
+            return
+        if older.session < stream.session:
+            older.end(Aborted("SESSION_SUPERSEDED", "a later session of this producer took over"))
+        else:
+            older.end(Aborted("STREAM_REPLACED", "the producer opened another stream"))
 
     async def go_away(self) -> None:
         """Tell every producer that this node drains. One that does not read holds nobody up."""

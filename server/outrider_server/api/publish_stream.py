@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
@@ -63,15 +64,17 @@ class PublishStream:
         scope: str,
         limits: StreamLimits,
         node: str,
+        named: Callable[[PublishStream], None],
     ) -> None:
         self._context = context
+        self._named = named
         self._admission = admission
         self._reader = reader
         self._scope = scope
         self._limits = limits
         self._node = node
-        self._producer = ""
-        self._session = 0
+        self.producer = ""
+        self.session = 0
         self._answers: asyncio.Queue[_Unanswered | None] = asyncio.Queue()
         self._frames = 0
         self._bytes = 0
@@ -125,9 +128,10 @@ class PublishStream:
                 violations=[("open.session", "1 to 2^63 - 1")],
             )  # fmt: skip
         # Producers of different tenants may have the same name.
-        self._producer = f"{self._scope}/{producer}"
-        self._session = request.open.session
-        last_frame = await self._admission.last_frame(self._producer, self._session)
+        self.producer = f"{self._scope}/{producer}"
+        self.session = request.open.session
+        last_frame = await self._admission.last_frame(self.producer, self.session)
+        self._named(self)
         limits = self._limits
         await self._write(
             ingest_service_pb2.PublishStreamResponse(
@@ -187,7 +191,7 @@ class PublishStream:
         try:
             events, entries, refused = self._reader.read(frame.events, frame.tenant)
             answer = await self._admission.submit(
-                self._producer, self._session, frame.number, events, entries, refused
+                self.producer, self.session, frame.number, events, entries, refused
             )
         except OutriderError as error:
             answer = _failed(error)

@@ -251,7 +251,6 @@ def _check_types(types: Sequence[str]) -> None:
         try:
             validate_type_pattern(text)
         except InvalidArgument as error:
-            # One published reason covers names of types and patterns over them.
-            raise placed(error, field, reason="INVALID_EVENT_TYPE") from None
+            raise placed(error, field, reason="INVALID_TYPE_PATTERN") from None
         if text in types[:index]:
             raise invalid(field, "is given twice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from outrider_server.domain.errors import OutriderError
 from outrider_server.storage.database import DedicatedConnection
 from outrider_server.storage.ledger import Balance, balance
 
-INTERVAL_SECONDS = 1.0
+INTERVAL_SECONDS = 0.5
 SHARE_MAX = 0.1
 """Of the time, at most, is spent on reading: a long ledger takes longer to sum."""
 
@@ -64,8 +65,9 @@ class LedgerReader:
         return self.now.recorded - self.at_start.recorded
 
     async def begin(self) -> None:
-        """Take the standing of the start."""
-        await self.read()
+        """Take the standing of the start, before the node changes it; all is zero where there are no tables yet."""
+        with contextlib.suppress(asyncpg.UndefinedTableError):
+            await self.read()
         self.at_start = self.now
 
     async def read(self) -> None:

@@ -176,12 +176,12 @@ class _Demo:
             save_kept(self._folder, self._kept)
             async with self._database() as (dsn, files):
                 ledger = LedgerReader(lambda: self._connect(dsn), TENANT, time.monotonic)
+                await ledger.begin()
                 node = Node(self._settings, dsn, database_folder=files)
                 async with asyncio.TaskGroup() as tasks:
                     running = tasks.create_task(node.run())
                     if await self._is_ready(node, running, tasks):
                         await self._set_up(dsn, node, new_secrets)
-                        await ledger.begin()
                         await self._greet(node, ledger)
                         await self._serve(node, ledger)
                         await self._screen.say(

@@ -125,7 +125,7 @@ def parse_payload(data: bytes, depth_max: int) -> object:
             raise Refused(
                 "PAYLOAD_NOT_UTF8", f"the payload is not UTF-8 at byte {wrong.start}"
             ) from None
-        if "recursion" in str(error).lower():
+        if "depth limit" in str(error):
             raise Refused(
                 "PAYLOAD_TOO_DEEP", f"the payload nests deeper than {depth_max}"
             ) from None
@@ -138,7 +138,7 @@ def parse_payload(data: bytes, depth_max: int) -> object:
 
 def _depth_exceeds(document: object, depth_max: int) -> bool:
     level = [document]
-    for _ in range(depth_max + 1):
+    for _ in range(depth_max):
         inner: list[object] = []
         for value in level:
             if isinstance(value, dict):

@@ -27,7 +27,7 @@ from outrider_server.policy.checkpoint import Window
 from outrider_server.policy.lane import Lane
 from outrider_server.policy.obligations import Limits, Obligations
 from outrider_server.storage import event_log, owed
-from outrider_server.storage.database import DedicatedConnection
+from outrider_server.storage.database import DedicatedConnection, until_lost
 from outrider_server.storage.shards import TakenShard
 from outrider_server.telemetry.logs import PipelineLog
 from outrider_server.telemetry.metrics import Metrics
@@ -205,6 +205,7 @@ async def open_tenure(
             )
             await tenure.recorder.record()
             small, large = await connection("ingest"), await connection("ingest_large")
+            tasks.create_task(until_lost(opened))
             tasks.create_task(tenure.recorder.run())
             tasks.create_task(tenure.catch_up.run())
             tasks.create_task(tenure.persister.run(small, large=False))

@@ -694,13 +694,10 @@ class Obligations:
         self._looks.discard(look)
         for found in rows:
             key = (found.shard, found.id)
-            if key in look.changed:
-                look.overtaken = True  # it may stand there still, with less in it
+            if key in look.changed or key in lane.rows or key in self._ending:
                 continue
             route = self.routes.get(found.subscription)
             if route is None or not route.active or route.lane is not lane:
-                continue
-            if key in lane.rows or key in self._ending:
                 continue
             row = OwedRow(
                 found.shard,

@@ -7,7 +7,8 @@ application_name, so that a takeover can end exactly the old owner's.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -120,6 +121,25 @@ async def connect(
             command_timeout=statement_seconds_max + _CLIENT_MARGIN_SECONDS,
             server_settings=_server_settings(name, statement_seconds_max),
         )
+
+
+async def until_lost(connections: Iterable[DedicatedConnection]) -> None:
+    """Wait until one of the connections ends, then raise: an idle one that the server ended tells nobody until it is used."""
+    ended = asyncio.Event()
+
+    def tell(_: object) -> None:
+        ended.set()
+
+    watched = list(connections)
+    for connection in watched:
+        connection.add_termination_listener(tell)
+    try:
+        if not any(connection.is_closed() for connection in watched):
+            await ended.wait()
+        raise StorageUnavailable("a connection to the database ended")
+    finally:
+        for connection in watched:
+            connection.remove_termination_listener(tell)
 
 
 class Database:

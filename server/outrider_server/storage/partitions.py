@@ -1,16 +1,17 @@
 """Partitions of the history tables: made ahead, dropped after retention.
 
-Every partitioned table is cut by the sequence clock. Names tell the range: `event_p20261124_00` starts at that hour (UTC).
+Every partitioned table is cut by the sequence clock. Names tell where they begin (UTC): `event_p20261124_060000`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import asyncpg
 
-from outrider_server.domain.sequence import sequence_of
+from outrider_server.domain.sequence import microseconds_of, sequence_of
 from outrider_server.storage.database import Connection
 from outrider_server.storage.queries import load
 
@@ -47,21 +48,32 @@ class Partition:
     end: int
 
 
-def wanted(table: PartitionedTable, now_us: int, ahead: int) -> list[Partition]:
-    """The partition of the moment, the one before and `ahead` further ones."""
+class LockNotHad(Exception):
+    """A table's lock was not to be had in time: nobody who publishes shall wait for it."""
+
+
+def wanted(table: PartitionedTable, now_us: int, ahead: int) -> list[tuple[int, int]]:
+    """The ranges of the partition of the moment, the one before and `ahead` further ones."""
     width = int(table.hours * HOUR_US)
     start = now_us // width * width
-    return [_partition(table, start + i * width, width) for i in range(-1, ahead + 1)]
+    return [
+        (sequence_of(start + i * width, 0), sequence_of(start + (i + 1) * width, 0))
+        for i in range(-1, ahead + 1)
+    ]
 
 
-def _partition(table: PartitionedTable, start_us: int, width_us: int) -> Partition:
-    start = datetime.fromtimestamp(start_us / 1_000_000, UTC)
-    return Partition(
-        table.name,
-        f"{table.name}_p{start:%Y%m%d_%H%M}",
-        sequence_of(start_us, 0),
-        sequence_of(start_us + width_us, 0),
-    )
+def missing(first: int, end: int, have: Iterable[Partition]) -> list[tuple[int, int]]:
+    """What of a range no partition of `have`, oldest first, covers. There are several gaps where the width was changed."""
+    gaps = []
+    for other in have:
+        if other.end <= first or other.first >= end:
+            continue
+        if first < other.first:
+            gaps.append((first, other.first))
+        first = max(first, other.end)
+    if first < end:
+        gaps.append((first, end))
+    return gaps
 
 
 async def existing(connection: Connection, table: str) -> list[Partition]:
@@ -84,30 +96,29 @@ async def existing(connection: Connection, table: str) -> list[Partition]:
 async def ensure(
     connection: Connection, table: PartitionedTable, now_us: int, ahead: int, lock_ms_max: int
 ) -> int:
-    """Make what is missing of `wanted`; returns how many were made. A range that others cover already is left out.
-
-    Raises asyncpg's LockNotAvailableError when the table's lock, for which publishers would wait, is not had in time.
-    """
+    """Make what is missing of `wanted`; returns how many were made. Raises `LockNotHad`."""
     have = await existing(connection, table.name)
     made = 0
-    for partition in wanted(table, now_us, ahead):
-        first, end = partition.first, partition.end
-        for other in have:  # a setting changed: fit in between
-            if other.first <= first < other.end:
-                first = other.end
-            if first < other.first < end:
-                end = other.first
-        if first >= end:
-            continue
-        async with connection.transaction():
-            await connection.execute(f"SET LOCAL lock_timeout = {int(lock_ms_max)}")
-            await connection.execute(
-                f'CREATE TABLE IF NOT EXISTS "{partition.name}" PARTITION OF "{table.name}" '
-                f"FOR VALUES FROM ({first}) TO ({end})"
-            )
-        have.append(Partition(table.name, partition.name, first, end))
-        made += 1
+    for first, end in wanted(table, now_us, ahead):
+        for gap in missing(first, end, have):
+            try:
+                await _create(connection, table.name, *gap, lock_ms_max)
+            except asyncpg.LockNotAvailableError as error:
+                raise LockNotHad(table.name) from error
+            made += 1
     return made
+
+
+async def _create(
+    connection: Connection, table: str, first: int, end: int, lock_ms_max: int
+) -> None:
+    start = datetime.fromtimestamp(microseconds_of(first) / 1_000_000, UTC)
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL lock_timeout = {int(lock_ms_max)}")
+        await connection.execute(
+            f'CREATE TABLE IF NOT EXISTS "{table}_p{start:%Y%m%d_%H%M%S}" PARTITION OF "{table}" '
+            f"FOR VALUES FROM ({first}) TO ({end})"
+        )
 
 
 async def sizes(connection: Connection, table: str) -> list[tuple[Partition, int]]:

@@ -27,19 +27,21 @@ AHEAD = 3
 INTERVAL_SECONDS = 300.0
 LOCK_MS_MAX = 100
 EXPIRE_PAGE_ROWS = 200
-LOOK_UP_HOURS = 24
-"""How long frames' answers and idempotency keys are kept."""
-
-_LOOK_UP_TABLES = frozenset({"producer_frame", "idempotency"})
+FRAME_ANSWER_HOURS = 24
+"""How long frames' answers are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long events are kept: `days`, or less where they would exceed `bytes_max` (0: no such bound)."""
+    """How long events are kept: `days`, or less where they would exceed `bytes_max` (0: no such bound).
+
+    `idempotency_hours`: how long idempotency keys are kept.
+    """
 
     days: float = 90.0
     bytes_max: int = 0
     partition_hours: float = 24.0
+    idempotency_hours: float = 24.0
 
 
 class Pruner:
@@ -60,18 +62,21 @@ class Pruner:
         self._tables = partitions.partitioned_tables(retention.partition_hours)
 
     async def make_ahead(self) -> None:
-        """Make every partition that the next hours and days need."""
+        """Make every partition that the next hours and days need; raises `LockNotHad` where somebody is in the way."""
         now_us = self._clock.now_us()
         for table in self._tables:
             self._counters.partitions_created += await partitions.ensure(
-                self._connection, table, now_us, AHEAD
+                self._connection, table, now_us, AHEAD, LOCK_MS_MAX
             )
 
     async def run(self, obligations: Obligations, recorder: Recorder) -> None:
         """Prune for ever."""
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
-            await self.make_ahead()
+            try:
+                await self.make_ahead()
+            except partitions.LockNotHad as error:  # there are some left
+                structlog.get_logger().warning("prune.lock_not_had", table=str(error))
             await self.drop_ended(obligations, recorder)
 
     async def drop_ended(self, obligations: Obligations, recorder: Recorder) -> None:
@@ -83,9 +88,12 @@ class Pruner:
             default=SEQUENCE_MAX,
         )
         for table in self._tables:
-            until = min(end, safe)
-            if table.name in _LOOK_UP_TABLES:
-                until = self._hours_back(LOOK_UP_HOURS)
+            if table.name == "producer_frame":
+                until = self._hours_back(FRAME_ANSWER_HOURS)
+            elif table.name == "idempotency":
+                until = self._hours_back(self.retention.idempotency_hours)
+            else:
+                until = min(end, safe)
             await self._drop(table, until)
         await partitions.forget_revisions(
             self._connection, datetime.fromtimestamp((end >> 10) / 1e6, UTC)

@@ -64,8 +64,8 @@ async def test_created_subscription_reads_back_and_is_told_before_the_answer(
     ("fields", "reason", "field"),
     [
         ({"types": []}, "INVALID_ARGUMENT", "subscription.types"),
-        ({"types": ["Sales"]}, "INVALID_EVENT_TYPE", "subscription.types[0]"),
-        ({"types": ["a", "*.b"]}, "INVALID_EVENT_TYPE", "subscription.types[1]"),
+        ({"types": ["Sales"]}, "INVALID_TYPE_PATTERN", "subscription.types[0]"),
+        ({"types": ["a", "*.b"]}, "INVALID_TYPE_PATTERN", "subscription.types[1]"),
         ({"types": ["a", "a"]}, "INVALID_ARGUMENT", "subscription.types[1]"),
         ({"types": ["a"] * 101}, "INVALID_ARGUMENT", "subscription.types"),
         ({"filter": "x" * 4097}, "INVALID_ARGUMENT", "subscription.filter"),
