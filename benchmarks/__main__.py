@@ -107,11 +107,14 @@ async def _suite(options: argparse.Namespace) -> int:
 
 
 async def _bounded(plan: Plan, options: argparse.Namespace) -> Result:
+    limit = asyncio.timeout(expected_seconds(plan) + MARGIN_SECONDS)
     try:
-        async with asyncio.timeout(expected_seconds(plan) + MARGIN_SECONDS):
+        async with limit:
             return await run(plan, _options(options), _say)
-    except TimeoutError:
-        raise ChildFailed("the run took far longer than it should have and was ended") from None
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise ChildFailed("the run took far longer than it should have") from error
 
 
 def _tell(result: Result, floors: Floors, options: argparse.Namespace) -> list[str]:

@@ -26,8 +26,8 @@ from benchmarks.ledger import SAMPLE_EVERY
 from benchmarks.loop import run_loop, until_told
 from benchmarks.scenario import (
     LARGE_BYTES,
+    LARGE_TYPE,
     Plan,
-    Route,
     due,
     intended_us,
     large_tail,
@@ -38,6 +38,7 @@ from benchmarks.scenario import (
 from outrider import FrameReport, Handle, OutriderError, Publisher
 from outrider.v1.event_pb2 import Event
 
+SOURCE = "benchmarks"
 TICK_SECONDS = 0.001
 FLUSH_SECONDS_MAX = 60.0
 CHECK_EVERY = 64
@@ -91,7 +92,7 @@ class Load:
         self._tails = [
             payload_tail(route, plan.size, serial) for serial, route in enumerate(routes)
         ]
-        self._events = [_event(route) for route in routes]
+        self._kinds = [(route.tenant, route.type) for route in routes]
         self._epoch_us = 0
         self._end_us = int(plan.load_seconds * 1e6)
         self.producers = [
@@ -174,8 +175,14 @@ class Load:
 
     async def _send(self, producer: Producer, number: int, time_us: int) -> None:
         route = number % len(self._tails)
-        event = self._events[route]
-        event.data = payload(number, time_us, self._tails[route])
+        tenant, type_ = self._kinds[route]
+        # A new one each time: a message keeps every value that a field of it ever had.
+        event = Event(
+            tenant=tenant,
+            type=type_,
+            source=SOURCE,
+            data=payload(number, time_us, self._tails[route]),
+        )
         # Before the call: the frame may be answered before the call returns to us.
         producer.times.append(time_us)
         producer.sent += 1
@@ -235,9 +242,7 @@ class LargeLoad:
         self.sent = self.acked = self.rejected = 0
         self._epoch_us = 0
         self._tail = large_tail(LARGE_BYTES)
-        self._route = Route(
-            topology_of(self.plan, specification["mark"]).tenants[0], "sales_order.archived", "", ()
-        )
+        self._tenant = topology_of(self.plan, specification["mark"]).tenants[0]
         self._times: deque[int] = deque()
         self._publisher = Publisher(
             specification["target"],
@@ -258,10 +263,14 @@ class LargeLoad:
         """Publish one event a second until the time is over."""
         self._epoch_us = epoch_us
         _, begin, end = self.plan.phases()[-1]
-        event = _event(self._route)
         for number, time_us in enumerate(range(begin, end, 1_000_000)):
             await asyncio.sleep(max(0.0, (time_us - self._now_us()) / 1e6))
-            event.data = payload(number, time_us, self._tail)
+            event = Event(
+                tenant=self._tenant,
+                type=LARGE_TYPE,
+                source=SOURCE,
+                data=payload(number, time_us, self._tail),
+            )
             self._times.append(time_us)
             self.sent += 1
             _ = await self._publisher.send(event)
@@ -282,10 +291,6 @@ class LargeLoad:
         """End the stream."""
         with contextlib.suppress(OutriderError):
             await self._publisher.close(timeout_seconds=1.0)
-
-
-def _event(route: Route) -> Event:
-    return Event(tenant=route.tenant, type=route.type, source="benchmarks")
 
 
 async def _generate(specification: Mapping[str, Any]) -> None:

@@ -16,6 +16,9 @@ from benchmarks.watch import RSS_DRIFT_MAX
 ACK_RATIO_MAX = 3.0
 """How much slower acknowledgements of small events may get beside large ones, by their p99."""
 
+OTHERS_MAX = 0.03
+"""Of the CPUs; more is worth a remark."""
+
 DRIFT_SECONDS_MIN = 30.0
 """Below it memory is still growing into its caches, and a drift tells nothing."""
 
@@ -101,6 +104,9 @@ class Result:
     batch_events_mean: float
     requests_per_second: float
     parts: dict[str, Part]
+    cpu_others: float
+    """The share of the run's CPUs that work outside the run took: it makes every figure worse."""
+    cpu_stolen: float
     correctness: Correctness
     counters: dict[str, float]
     """How much each of the server's counters grew within the measured time."""
@@ -181,6 +187,11 @@ def remarks(result: Result) -> list[str]:
         told.append(
             f"closed loop: producers send as fast as up to {result.plan.outstanding:,} events published and not yet"
             " delivered allow; its latencies tell of that bound, the rate tells of the server"
+        )
+    if result.cpu_others > OTHERS_MAX or result.cpu_stolen > OTHERS_MAX:
+        told.append(
+            f"the machine was not ours alone: other work took {result.cpu_others:.0%} of the CPUs, and a host"
+            f" {result.cpu_stolen:.0%}"
         )
     if result.measured_seconds >= DRIFT_SECONDS_MIN:
         for name, part in result.parts.items():

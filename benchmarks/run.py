@@ -31,7 +31,7 @@ from benchmarks.report import Correctness, Part, Rates, Result
 from benchmarks.scenario import Plan, PlanError, Topology, topology_of
 from benchmarks.scrape import ScrapeError, deltas
 from benchmarks.server import Ledger, StartedServer, Target, open_ledger
-from benchmarks.watch import Usage, Watch, quarters
+from benchmarks.watch import Busy, Usage, Watch, quarters
 from outrider import connect
 
 SETUP_SECONDS = 15.0
@@ -67,6 +67,7 @@ class Snapshot:
     recorded: int | None
     counters: dict[str, float]
     usages: dict[str, Usage]
+    busy: Busy
 
 
 def expected_seconds(plan: Plan) -> float:
@@ -143,7 +144,12 @@ class _Run:
             generators = await self._start_generators(stack, target)
             for child in generators:
                 await child.line(READY_SECONDS_MAX)
-            return await self._measure(target, ledger, generators, receivers)
+            result = await self._measure(target, ledger, generators, receivers)
+            if self.server is not None and not result.correctness.drained:
+                self.say(
+                    f"  not all was delivered; the end of the server's log:{self.server.log()}"
+                )
+            return result
 
     @contextlib.asynccontextmanager
     async def _target(self) -> AsyncIterator[Target]:
@@ -235,7 +241,7 @@ class _Run:
         }
         if target.pid is not None:
             roots = {"server": [target.pid], **roots}
-        watch = Watch(roots, target.postmaster)
+        watch = Watch(roots, target.postmaster, self.machine.cpus_used)
         epoch_us = time.monotonic_ns() // 1000 + int(START_DELAY_SECONDS * 1e6)
         for child in receivers:
             child.tell(f"epoch {epoch_us}")
@@ -262,6 +268,7 @@ class _Run:
         drained, drain_seconds = await self._drain(
             ledger, acked * plan.copies, large["acked"] if large else 0
         )
+        drained = drained and acked > 0
         for child in receivers:
             child.tell("end")
         got = [await child.report(REPORT_SECONDS_MAX) for child in receivers]
@@ -326,6 +333,7 @@ class _Run:
             recorded,
             counters,
             watch.read(),
+            watch.busy(),
         )
 
     async def _drain(
@@ -410,6 +418,10 @@ class _Run:
                 for name in last.usages
                 if name in first.usages
             },
+            cpu_others=self._others(first, last, seconds),
+            cpu_stolen=(last.busy.stolen_seconds - first.busy.stolen_seconds)
+            / seconds
+            / len(self.machine.cpus_used),
             correctness=Correctness(
                 sent=sum(count for one in sent for count in one["sent"].values()),
                 acked=sum(acked.values()),
@@ -436,6 +448,18 @@ class _Run:
             ),
             counters=deltas(first.counters, last.counters),
         )
+
+    def _others(self, first: Snapshot, last: Snapshot, seconds: float) -> float:
+        """The share of the run's CPUs that was used by neither its processes nor a host's other guests."""
+        ours = sum(
+            usage.cpu_seconds - first.usages[name].cpu_seconds
+            for name, usage in last.usages.items()
+            if name in first.usages
+        )
+        ours += last.busy.own_seconds - first.busy.own_seconds
+        ours += last.busy.stolen_seconds - first.busy.stolen_seconds
+        others = last.busy.all_seconds - first.busy.all_seconds - ours
+        return max(0.0, others / seconds / len(self.machine.cpus_used))
 
     def _part(
         self,

@@ -26,7 +26,8 @@ SATURATED_RATE = 60_000.0
 """What a closed loop is taken to reach where its events must be guessed: for the disk, not for the result."""
 
 LARGE_BYTES = 10 * 1024 * 1024
-LARGE_ROUTE = "large"
+LARGE_REGION = "large"
+LARGE_TYPE = "sales_order.archived"
 
 NUMBER_BASE = 1_000_000_000
 TIME_BASE = 1_000_000_000_000
@@ -253,8 +254,8 @@ def topology_of(plan: Plan, mark: str) -> Topology:
                 tenants[0],
                 "large",
                 index,
-                "sales_order.archived",
-                f'order.region == "{LARGE_ROUTE}" && order.total > 100.0',
+                LARGE_TYPE,
+                f'order.region == "{LARGE_REGION}" && order.total > 100.0',
             )
         )
     return Topology(tenants, tuple(endpoints), tuple(subscriptions), tuple(routes))
@@ -282,7 +283,7 @@ def payload(number: int, time_us: int, tail: bytes) -> bytes:
 
 def large_tail(size: int) -> bytes:
     """As `payload_tail`, for one large event of many order lines."""
-    head = f'"order":{{"id":"SO-1","region":"{LARGE_ROUTE}","total":1000.5,"lines":['
+    head = f'"order":{{"id":"SO-1","region":"{LARGE_REGION}","total":1000.5,"lines":['
     end = "]}}"
     line = '{"sku":"A-0001","quantity":2,"price":12.5,"note":"as ordered, in one piece"}'
     room = size - len('{"n":,"t":,') - 10 - 13 - len(head) - len(end)

@@ -7,6 +7,7 @@ two runs of one command measure the same; its embedded Postgres keeps its own se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import socket
@@ -180,17 +181,21 @@ class StartedServer:
             raise TargetError("this server runs as one process only; leave --workers at 1")
 
     async def _until_ready(self, child: Child, admin: int) -> None:
-        async with asyncio.timeout(START_SECONDS_MAX):
-            while True:
-                if child.ended:
-                    raise ChildFailed(f"the server did not start{child.tail()}")
-                try:
-                    status, _ = await get("127.0.0.1", admin, "/readyz")
-                except ScrapeError:
+        try:
+            async with asyncio.timeout(START_SECONDS_MAX):
+                while True:
+                    if child.ended:
+                        raise ChildFailed(f"the server did not start{child.tail()}")
                     status = 0
-                if status == 200:
-                    return
-                await asyncio.sleep(0.05)
+                    with contextlib.suppress(ScrapeError):
+                        status, _ = await get("127.0.0.1", admin, "/readyz")
+                    if status == 200:
+                        return
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise ChildFailed(
+                f"the server was not ready after {START_SECONDS_MAX:.0f} s{child.tail()}"
+            ) from None
 
 
 def embedded_database(state: Path) -> tuple[str, int]:

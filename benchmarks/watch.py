@@ -45,12 +45,35 @@ def quarters(samples: Sequence[tuple[float, int]], begin: float, end: float) -> 
     return Quarters(tuple(statistics.fmean(group) for group in groups if group))
 
 
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """CPU seconds since the machine started: all work on the run's CPUs, what a host took from them, this process."""
+
+    all_seconds: float
+    stolen_seconds: float
+    own_seconds: float
+
+
 class Watch:
     """Reads the parts of a run. `roots` are process ids by part; `postgres` is the postmaster's, below the server's."""
 
-    def __init__(self, roots: dict[str, list[int]], postgres: int | None) -> None:
+    def __init__(
+        self, roots: dict[str, list[int]], postgres: int | None, cpus: Sequence[int]
+    ) -> None:
         self._roots = roots
         self._postgres = postgres
+        self._cpus = cpus
+
+    def busy(self) -> Busy:
+        """How busy the run's CPUs are, with whatever."""
+        times = psutil.cpu_times(percpu=True)
+        taken = [times[cpu] for cpu in self._cpus if cpu < len(times)]
+        stolen = sum(getattr(one, "steal", 0.0) for one in taken)
+        idle = sum(one.idle + getattr(one, "iowait", 0.0) for one in taken)
+        # A guest's time is in the user's already.
+        guests = sum(getattr(one, "guest", 0.0) + getattr(one, "guest_nice", 0.0) for one in taken)
+        own = psutil.Process().cpu_times()
+        return Busy(sum(sum(one) for one in taken) - idle - guests, stolen, own.user + own.system)
 
     def read(self) -> dict[str, Usage]:
         """Usage of each part now. What has ended is left out."""

@@ -27,7 +27,7 @@ from tests.support.ledger import (
     judge,
     missing,
 )
-from tests.support.service import SERVER, Service, service, until
+from tests.support.service import SERVER, Service, Template, service, until
 
 from outrider import Publisher
 from outrider.client import Client, connect
@@ -94,7 +94,7 @@ PLANS = (
         batch=True,
         fraction=0.0,
         subscriptions=(
-            ("everything", ("sales_order.*", "invoice.*"), "", lambda type_, data: True),
+            ("everything", ("sales_order.*", "invoice.*"), "", lambda _type, _data: True),
         ),
     ),
     Plan(
@@ -113,7 +113,7 @@ PLANS = (
         batch=True,
         fraction=1.0,
         subscriptions=(
-            ("asian", ("*",), 'region == "apac"', lambda type_, data: data["region"] == "apac"),
+            ("asian", ("*",), 'region == "apac"', lambda _type, data: data["region"] == "apac"),
         ),
     ),
 )  # fmt: skip
@@ -141,9 +141,11 @@ class Scenario:
         acked = self.publisher.stats.events_acked + events
         seen = {path: self.receiver.count(path) for path in self.receiver.targets}
         await until(
-            lambda: self._loads()
-            and self.publisher.stats.events_acked >= acked
-            and all(self.receiver.count(path) > before for path, before in seen.items()),
+            lambda: (
+                self._loads()
+                and self.publisher.stats.events_acked >= acked
+                and all(self.receiver.count(path) > before for path, before in seen.items())
+            ),
             seconds,
             f"{events} more events: {self.publisher.stats}\n{self.service.tail()}",
         )
@@ -184,9 +186,7 @@ class Scenario:
         """The endpoint that is down comes back."""
         self.receiver.targets["/down"].fraction = 0.0
 
-    async def rest(
-        self, seconds: float = REST_SECONDS, *, without: Sequence[str] = ()
-    ) -> None:
+    async def rest(self, seconds: float = REST_SECONDS, *, without: Sequence[str] = ()) -> None:
         """End the load and wait until all of it is acknowledged, and delivered but for some subscriptions."""
         self.load.stop()
         await self.loading
@@ -206,7 +206,9 @@ class Scenario:
         """The oracle's word. `without`: subscriptions whose deliveries need not come."""
         found = judge(self.receiver, self.sent, self.subscriptions.values(), self.faults)
         if without:
-            found.lost = [line for line in found.lost if not any(f"to {name} " in line for name in without)]
+            found.lost = [
+                line for line in found.lost if not any(f"to {name} " in line for name in without)
+            ]
         return found
 
     async def balanced(self, seconds: float = REST_SECONDS) -> list[int]:
@@ -219,7 +221,6 @@ class Scenario:
         """Come to rest; nothing may be lost, invented or doubled, and the books must balance with nothing owed."""
         await self.rest()
         found = self.judge()
-        print(found)
         wrong = found.wrong()
         assert not wrong, f"{wrong}\n{found}\n{self.service.tail()}"
         matched, delivered, dead, cancelled, owed, window = await self.balanced()
@@ -230,6 +231,7 @@ class Scenario:
 
 @asynccontextmanager
 async def scenario(
+    fresh: Template,
     *,
     rate: float,
     seed: int,
@@ -237,8 +239,8 @@ async def scenario(
     knobs: dict[str, object] | None = None,
 ) -> AsyncIterator[Scenario]:
     """A ready service with everything configured, under load inside the block."""
-    with service(**{**KNOBS, **(knobs or {})}) as running:
-        key = running.create_admin_key()
+    key = fresh.key
+    with service(fresh, **{**KNOBS, **(knobs or {})}) as running:
         running.start(program)
         await running.ready(READY_SECONDS)
         async with (
@@ -301,9 +303,10 @@ async def _configure(
             )
     connection = await running.connect()
     try:
-        ids = dict(await connection.fetch("SELECT name, id FROM subscription"))
+        rows = await connection.fetch("SELECT name, id FROM subscription")
     finally:
         await connection.close()
+    ids = {row["name"]: row["id"] for row in rows}
     return {
         name: Wanted(name, ids[name], plan.path, matches)
         for plan in PLANS

@@ -11,7 +11,7 @@ import signal
 
 import pytest
 from tests.e2e.scenario import RESUME_SECONDS, TENANT, scenario
-from tests.support.service import until
+from tests.support.service import Template, until
 
 from outrider.v1 import endpoint_service_pb2, subscription_service_pb2
 
@@ -22,8 +22,10 @@ EVENTS = 400
 FROZEN_SECONDS = 3.2
 
 
-async def test_a_killed_server_loses_nothing_and_repeats_only_what_was_open_or_unrecorded() -> None:
-    async with scenario(rate=RATE, seed=11) as running:
+async def test_a_killed_server_loses_nothing_and_repeats_only_what_was_open_or_unrecorded(
+    fresh_state: Template,
+) -> None:
+    async with scenario(fresh_state, rate=RATE, seed=11) as running:
         for _ in range(2):
             await running.under_load(EVENTS)
             await running.kill_and_restart()
@@ -31,33 +33,27 @@ async def test_a_killed_server_loses_nothing_and_repeats_only_what_was_open_or_u
         await running.end_well()
 
 
-async def test_a_killed_postmaster_is_started_again_and_nothing_is_lost() -> None:
-    async with scenario(rate=RATE, seed=12) as running:
+async def test_a_killed_database_is_started_again_and_nothing_is_lost(
+    fresh_state: Template,
+) -> None:
+    """The postmaster, and a backend: with one of these Postgres ends all connections and recovers."""
+    async with scenario(fresh_state, rate=RATE, seed=12) as running:
+        pid = running.service.pid
+        for victim in ("postmaster", "ingest", "record"):
+            await running.under_load(EVENTS)
+            backends, tenures = await running.service.backends(), running.tenures()
+            backends["postmaster"] = running.service.postmaster_pid()
+            with running.fault(f"kill -9 of {victim}"):
+                os.kill(backends[victim], signal.SIGKILL)
+                await running.comes_back(tenures)
         await running.under_load(EVENTS)
-        pid, tenures = running.service.pid, running.tenures()
-        with running.fault("kill -9 of the postmaster"):
-            os.kill(running.service.postmaster_pid(), signal.SIGKILL)
-            await running.comes_back(tenures)
-        await running.under_load(EVENTS)
-        assert running.service.pid == pid
+        assert running.service.pid == pid, "the server itself lived on"
         await running.end_well()
 
 
-@pytest.mark.parametrize("role", ["ingest", "record"])
-async def test_a_killed_backend_takes_all_connections_along_and_nothing_is_lost(role: str) -> None:
-    async with scenario(rate=RATE, seed=13) as running:
-        await running.under_load(EVENTS)
-        backends, tenures = await running.service.backends(), running.tenures()
-        with running.fault(f"kill -9 of the backend {role}"):
-            os.kill(backends[role], signal.SIGKILL)
-            await running.comes_back(tenures)
-        await running.under_load(EVENTS)
-        await running.end_well()
-
-
-async def test_each_connection_that_ends_alone_is_replaced() -> None:
+async def test_each_connection_that_ends_alone_is_replaced(fresh_state: Template) -> None:
     """An operator or a proxy ends one connection: the others live on, and nothing may wait for the dead one."""
-    async with scenario(rate=RATE, seed=14) as running:
+    async with scenario(fresh_state, rate=RATE, seed=14) as running:
         await running.under_load(EVENTS)
         roles = sorted(set(await running.service.backends()) - {"api"})
         assert {"ingest", "ingest_large", "record", "read", "catch_up", "lease"} <= set(roles)
@@ -73,8 +69,10 @@ async def test_each_connection_that_ends_alone_is_replaced() -> None:
         await running.end_well()
 
 
-async def test_a_stop_under_load_ends_in_time_without_loss_and_without_any_duplicate() -> None:
-    async with scenario(rate=RATE, seed=15) as running:
+async def test_a_stop_under_load_ends_in_time_without_loss_and_without_any_duplicate(
+    fresh_state: Template,
+) -> None:
+    async with scenario(fresh_state, rate=RATE, seed=15) as running:
         await running.under_load(EVENTS)
         assert await running.service.terminate(15) == 0, running.service.tail()
         running.service.start()
@@ -84,13 +82,17 @@ async def test_a_stop_under_load_ends_in_time_without_loss_and_without_any_dupli
         assert found.duplicates == 0
 
 
-async def test_a_hung_database_holds_everything_up_and_changes_nothing() -> None:
-    async with scenario(rate=RATE, seed=16) as running:
+async def test_a_hung_database_holds_everything_up_and_changes_nothing(
+    fresh_state: Template,
+) -> None:
+    async with scenario(fresh_state, rate=RATE, seed=16) as running:
         await running.under_load(EVENTS)
         tenures = running.tenures()
         frozen = running.service.freeze_database()
         try:
-            await asyncio.sleep(FROZEN_SECONDS)  # the fault itself: longer than the lease is trusted
+            await asyncio.sleep(
+                FROZEN_SECONDS
+            )  # the fault itself: longer than the lease is trusted
         finally:
             running.service.thaw(frozen)
         await running.under_load(EVENTS)
@@ -99,9 +101,11 @@ async def test_a_hung_database_holds_everything_up_and_changes_nothing() -> None
         assert running.tenures() == tenures
 
 
-async def test_a_paused_endpoint_gets_nothing_until_it_is_resumed_and_then_everything() -> None:
+async def test_a_paused_endpoint_gets_nothing_until_it_is_resumed_and_then_everything(
+    fresh_state: Template,
+) -> None:
     name = f"tenants/{TENANT}/endpoints/batch"
-    async with scenario(rate=RATE, seed=17) as running:
+    async with scenario(fresh_state, rate=RATE, seed=17) as running:
         await running.under_load(EVENTS)
         endpoints = running.client.endpoints
         await endpoints.PauseEndpoint(endpoint_service_pb2.PauseEndpointRequest(name=name))
@@ -118,8 +122,10 @@ async def test_a_paused_endpoint_gets_nothing_until_it_is_resumed_and_then_every
         assert found.duplicates == 0
 
 
-async def test_a_subscription_deleted_under_load_has_its_deliveries_cancelled_and_counted() -> None:
-    async with scenario(rate=RATE, seed=18) as running:
+async def test_a_subscription_deleted_under_load_has_its_deliveries_cancelled_and_counted(
+    fresh_state: Template,
+) -> None:
+    async with scenario(fresh_state, rate=RATE, seed=18) as running:
         await running.under_load(EVENTS)
         # Its endpoint answers nothing but 500 here, so that much is owed to it.
         await running.client.subscriptions.DeleteSubscription(

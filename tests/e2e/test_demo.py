@@ -98,13 +98,18 @@ class Demo:
 
     def wait_for(self, what: str, at_least: int, seconds: float = READY_SECONDS) -> None:
         """Until that figure is so high; at once if the demo ends instead."""
-
-        def reached() -> bool:
+        deadline = time.monotonic() + seconds
+        while not (self.figures and self.figures[-1][what] >= at_least):
             assert self.process is not None
             assert self.process.poll() is None, f"the demo ended:\n{self.text}"
-            return bool(self.figures) and self.figures[-1][what] >= at_least
+            assert time.monotonic() < deadline, (
+                f"{what} did not come to {at_least}:\n{self.text}\n{self.log_tail()}"
+            )
+            time.sleep(0.02)
 
-        wait_for(reached, seconds)
+    def log_tail(self) -> str:
+        log = self.state / "demo.log"
+        return log.read_text()[-4000:] if log.exists() else ""
 
     def interrupt(self) -> int:
         """As Ctrl-C does; returns the exit status."""

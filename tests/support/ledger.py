@@ -23,7 +23,10 @@ from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Self
+
+from typing_extensions import override
 
 from outrider import Publisher
 from outrider.errors import OutriderError
@@ -161,11 +164,13 @@ class _Connection(asyncio.Protocol):
         self._open: Request | None = None
         self._timer: asyncio.TimerHandle | None = None
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._receiver._connections.add(self)
 
+    @override
     def connection_lost(self, error: Exception | None) -> None:
         self._receiver._connections.discard(self)
         if self._timer is not None:
@@ -178,6 +183,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    @override
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         end = self._buffer.find(b"\r\n\r\n")
@@ -200,9 +206,7 @@ class _Connection(asyncio.Protocol):
             return
         self._receiver.answered(request)  # the ledger first
         self._open = None
-        self._transport.write(
-            b"HTTP/1.1 %d Ledger\r\nContent-Length: 0\r\n\r\n" % request.status
-        )
+        self._transport.write(b"HTTP/1.1 %d Ledger\r\nContent-Length: 0\r\n\r\n" % request.status)
 
 
 def _is_signed(secret: bytes, headers: dict[bytes, bytes], body: bytes) -> bool:
@@ -332,6 +336,7 @@ class Findings:
             lines.append(f"{self.duplicates} duplicates, more than {self.bound}")
         return "\n".join(lines)
 
+    @override
     def __str__(self) -> str:
         return (
             f"{self.acknowledged} acknowledged, {self.unanswered} unanswered, {self.expected} deliveries expected, "
@@ -349,9 +354,7 @@ def missing(
     }
 
 
-def _expected(
-    sent: dict[int, Sent], subscriptions: list[Wanted]
-) -> list[tuple[str, str]]:
+def _expected(sent: dict[int, Sent], subscriptions: list[Wanted]) -> list[tuple[str, str]]:
     """(delivery's id, in words) of everything that acknowledged events match."""
     expected = []
     for number, event in sent.items():
@@ -395,7 +398,7 @@ def judge(
     for name, requests in copies.items():
         found.deliveries += len(requests)
         found.duplicates += len(requests) - 1
-        for first, second in zip(requests, requests[1:], strict=False):
+        for first, second in pairwise(requests):
             if not any(fault.excuses(first, second) for fault in faults):
                 found.unexcused.append(
                     f"{name} at {first.path}: {first.arrived:.3f}-{first.ended} and {second.arrived:.3f}"
@@ -437,8 +440,6 @@ async def answered(sent: dict[int, Sent], publisher: Publisher, seconds: float) 
     """Wait until everything sent so far is acknowledged; raises what the publisher or an event failed with."""
     async with asyncio.timeout(seconds):
         await publisher.flush()
-    failed = [
-        error for event in sent.values() if (error := event.handle.exception()) is not None
-    ]
+    failed = [error for event in sent.values() if (error := event.handle.exception()) is not None]
     if failed:
         raise OutriderError(f"{len(failed)} events failed, the first with {failed[0]}")

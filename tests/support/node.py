@@ -44,7 +44,7 @@ from outrider_server.pipeline.tenure import Tenure
 from outrider_server.settings import Settings
 from outrider_server.storage.ledger import Balance, balance
 
-SECONDS_MAX = 20.0
+SECONDS_MAX = 10.0
 POLL_SECONDS = 0.01
 MIB = 1024 * 1024
 
@@ -70,7 +70,9 @@ def errors_of(results: Iterable[Any]) -> dict[int, str]:
 def ids_of(ack: Any, tenants: list[str]) -> list[int | None]:
     """The ids of a frame's events, by the rule of the contract; `tenants` are those of its events. None: refused."""
     told = {result.index: result for result in ack.results}
-    following = {r.tenant: iter(range(r.first, r.first + r.count * r.step, r.step)) for r in ack.ids}
+    following = {
+        r.tenant: iter(range(r.first, r.first + r.count * r.step, r.step)) for r in ack.ids
+    }
     ids: list[int | None] = []
     for index, tenant in enumerate(tenants):
         if index in told:
@@ -136,9 +138,7 @@ class RawStream:
 
     async def open(self, producer: str = "sales-1", session: int = 1) -> Any:
         """Open the stream; what the server says to it."""
-        await self.write(
-            open=ingest_service_pb2.OpenStream(producer=producer, session=session)
-        )
+        await self.write(open=ingest_service_pb2.OpenStream(producer=producer, session=session))
         response = await self.answer()
         assert response.WhichOneof("message") == "opened", response
         return response.opened
@@ -164,9 +164,7 @@ class RawStream:
 
     async def grant(self, frame_bytes: int) -> None:
         """Ask for room for a large frame and wait for it."""
-        await self.write(
-            large_frame=ingest_service_pb2.LargeFrameRequest(frame_bytes=frame_bytes)
-        )
+        await self.write(large_frame=ingest_service_pb2.LargeFrameRequest(frame_bytes=frame_bytes))
         response = await self.answer()
         assert response.WhichOneof("message") == "large_frame", response
         assert response.large_frame.frame_bytes == frame_bytes
@@ -255,9 +253,7 @@ class RunningNode:
         self.node = Node(self.settings, self.dsn, database_folder=self._database_folder)
         self._task = asyncio.get_running_loop().create_task(self.node.run())
         ready = asyncio.ensure_future(self.node.ready())
-        done, _ = await soon(
-            asyncio.wait((ready, self._task), return_when=asyncio.FIRST_COMPLETED)
-        )
+        done, _ = await soon(asyncio.wait((ready, self._task), return_when=asyncio.FIRST_COMPLETED))
         if self._task in done:
             ready.cancel()
             await self._task  # tells why

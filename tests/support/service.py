@@ -1,6 +1,6 @@
 """The whole service as a process of its own, in a state folder of its own: to be killed, stopped and started again.
 
-    with service(lane_deliveries_max=10) as running:
+    with template() as fresh, service(fresh, lane_deliveries_max=10) as running:
         running.start()
         await running.ready(10)
         running.kill()                          # SIGKILL, as a crash would
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -82,11 +83,6 @@ class Service:
             timeout=COMMAND_SECONDS_MAX,
             check=False,
         )
-
-    def create_admin_key(self) -> str:
-        ran = self.run_command("create-admin-key")
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout.strip().splitlines()[-1]
 
     # The server's process
 
@@ -262,7 +258,7 @@ class Service:
         return table
 
     def close(self) -> None:
-        """End everything, and remove the files once nobody writes them."""
+        """End everything, so that nobody writes the files any more."""
         if self.running:
             self.kill()
         deadline = time.monotonic() + 20
@@ -274,17 +270,44 @@ class Service:
                 os.kill(postmaster, signal.SIGQUIT)
                 deadline += 20
             time.sleep(POLL_SECONDS)
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A state folder with a migrated, stopped database, to be copied; and the key of its system admin."""
+
+    state: Path
+    key: str = field(repr=False)
 
 
 @contextmanager
-def service(**knobs: object) -> Iterator[Service]:
-    """A service that is not started yet. Its folder is outside of pytest's: as root that one is closed to the account
-    Postgres runs as."""
+def template() -> Iterator[Template]:
+    with _folder() as folder:
+        made = Service(folder, {})
+        ran = made.run_command("create-admin-key")
+        assert ran.returncode == 0, ran.stderr
+        yield Template(made.state, ran.stdout.strip().splitlines()[-1])
+
+
+@contextmanager
+def service(template: Template, **knobs: object) -> Iterator[Service]:
+    """A service over a copy of the template, not started yet."""
+    with _folder() as folder:
+        made = Service(folder, knobs)
+        # As root its files belong to another account, and must go on doing so.
+        subprocess.run(["cp", "-a", str(template.state), str(made.state)], check=True)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Outside of pytest's folders: as root those are closed to the account Postgres runs as."""
     folder = Path(tempfile.mkdtemp(prefix="outrider-e2e-"))
     folder.chmod(0o755)
-    made = Service(folder, knobs)
     try:
-        yield made
+        yield folder
     finally:
-        made.close()
+        shutil.rmtree(folder, ignore_errors=True)

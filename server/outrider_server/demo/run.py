@@ -56,6 +56,7 @@ DEFAULT_FOLDER = "run"
 MIB = 1024 * 1024
 FLUSH_SECONDS_MAX = 5.0
 STALLED_SECONDS = 3.0
+SAY_SECONDS = 10.0
 WINDOW_EVENTS = 2_000
 PRODUCER = "demo"
 LOG = "demo.log"
@@ -208,7 +209,18 @@ class _Demo:
         """Wait until the node serves; False where it is to stop before that."""
         ready = tasks.create_task(node.ready())
         stopped = tasks.create_task(self._stop.wait())
-        await asyncio.wait((running, ready, stopped), return_when=asyncio.FIRST_COMPLETED)
+        waited = 0.0
+        while not (
+            await asyncio.wait(
+                (running, ready, stopped),
+                timeout=SAY_SECONDS,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        )[0]:
+            waited += SAY_SECONDS
+            await self._screen.say(
+                f"The node does not serve yet, after {waited:.0f} s: see {_short(self._folder / LOG)}"
+            )
         became_ready = ready.done()
         ready.cancel()
         stopped.cancel()

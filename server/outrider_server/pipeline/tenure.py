@@ -27,7 +27,7 @@ from outrider_server.policy.checkpoint import Window
 from outrider_server.policy.lane import Lane
 from outrider_server.policy.obligations import Limits, Obligations
 from outrider_server.storage import event_log, owed
-from outrider_server.storage.database import DedicatedConnection, until_lost
+from outrider_server.storage.database import DedicatedConnection, translated, until_lost
 from outrider_server.storage.shards import TakenShard
 from outrider_server.telemetry.logs import PipelineLog
 from outrider_server.telemetry.metrics import Metrics
@@ -85,7 +85,8 @@ class Tenure:
             async with self._session_lock:
                 session = self.sessions.get(producer)
                 if session is None:
-                    known = await event_log.read_producer(self._reader, producer)
+                    with translated():
+                        known = await event_log.read_producer(self._reader, producer)
                     if len(self.sessions) >= SESSIONS_MAX:
                         self._forget_idle_sessions()
                     session = self.sessions[producer] = Session(producer, *(known or (0, 0)))

@@ -224,11 +224,14 @@ class Obligations:
             present.add(subscription.id)
             lane = self.lanes[subscription.endpoint]
             route = self.routes.get(subscription.id)
+            known = route is not None
             if route is None:
                 route = self.routes[subscription.id] = Route(subscription.id, tenant, lane)
             active = subscription.state is SubscriptionState.ACTIVE and not lane.paused
             if active and not route.active:
                 self._activate(route, lane)
+                if known:  # it may have retries: the first look tells when the next is due
+                    self._retry_at(lane, 0)
                 woken[lane] = None
             elif route.active and not active:
                 self._deactivate(route, lane)
@@ -253,7 +256,6 @@ class Obligations:
         lane.unrecorded += route.unrecorded
         # What waited while it was paused may belong before what the lane has claimed.
         self._read_again(lane)
-        self._retry_at(lane, 0)  # there may be retries: the first look tells when the next is due
         lane.waiting_rows += [
             row
             for row in lane.rows.values()
