@@ -86,7 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     command("balance", "Print per tenant what matched and what became of it.")
     create = command("create-admin-key", "Make a system admin's API key and print it once.")
     create.add_argument("--name", default="", help="the key's id; chosen if not given")
-    demo = command("demo", "Run a node with sample data, a sample receiver and sample traffic.")
+    demo = command(
+        "demo",
+        "Run a node with sample data, a sample receiver and sample traffic. Its data is in ./run, or where"
+        " --state-folder says.",
+    )
     demo.add_argument(
         "--rate", type=float, default=200.0, help="events a second to publish (default 200)"
     )

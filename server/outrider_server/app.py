@@ -35,7 +35,7 @@ from outrider_server.api.ingest_service import IngestService
 from outrider_server.api.interceptors import CallInterceptor
 from outrider_server.api.limits import Limits as ApiLimits
 from outrider_server.api.publish_stream import StreamLimits
-from outrider_server.api.server import ApiServer, Service, build_server
+from outrider_server.api.server import ApiServer, ListenError, Service, build_server
 from outrider_server.api.subscription_service import SubscriptionService
 from outrider_server.api.tenancy import Tenancy
 from outrider_server.api.tenant_service import TenantService
@@ -160,14 +160,21 @@ class Node:
                 monotonic=time.monotonic,
             )
             host, port = split_address(settings.admin_address)
-            admin = await start_admin(
-                host,
-                port,
-                readiness=self._readiness,
-                exposition=self.metrics.exposition if settings.metrics_enabled else None,
-            )
+            try:
+                admin = await start_admin(
+                    host,
+                    port,
+                    readiness=self.readiness,
+                    exposition=self.metrics.exposition if settings.metrics_enabled else None,
+                )
+            except OSError as error:
+                raise ListenError(
+                    f"cannot listen on the admin address {settings.admin_address}: {error.strerror or error}; "
+                    "stop what uses it or choose another one"
+                ) from None
             stack.push_async_callback(stop_admin, admin)
             await self._api.start()
+            stack.push_async_callback(self._api.stop, 1.0)
             parts = self._parts(sender)
             self._set_gauges(parts)
             async with asyncio.TaskGroup() as tasks:
@@ -191,7 +198,6 @@ class Node:
                 await self._hold_tenures(parts)
                 for task in beside:
                     task.cancel()
-            await self._api.stop(1.0)
         await asyncio.to_thread(self.metrics.close)
 
     async def _migrate(self) -> None:
@@ -483,7 +489,8 @@ class Node:
             self._log.warning("disk.floor", full=full)
         self._admission.disk_full = full
 
-    def _readiness(self) -> tuple[bool, str]:
+    def readiness(self) -> tuple[bool, str]:
+        """Whether this node takes work, and if not, why not."""
         closed = self._admission.closed()
         if closed is None:
             return True, "ready"

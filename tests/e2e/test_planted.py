@@ -16,16 +16,17 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.postgres,
     pytest.mark.timeout(120),
-    pytest.mark.skipif(
-        os.environ.get("OUTRIDER_TEST_LONG") != "1", reason="long: set OUTRIDER_TEST_LONG=1"
-    ),
 ]
+long = pytest.mark.skipif(
+    os.environ.get("OUTRIDER_TEST_LONG") != "1", reason="long: set OUTRIDER_TEST_LONG=1"
+)
 
 
 def test_every_plant_has_its_finding() -> None:
     assert set(CAUGHT_BY) == set(PLANTS)
 
 
+@long
 @pytest.mark.parametrize("name", sorted(PLANTS))
 async def test_the_oracle_finds(name: str, fresh_state: Template) -> None:
     found = await look_for_plant(fresh_state, name, seed=31)

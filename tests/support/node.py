@@ -188,8 +188,13 @@ class TestTenant:
 
     node: RunningNode
     name: str
-    admin: As
+    admin_key: str
     publisher: str
+
+    @property
+    def admin(self) -> As:
+        """Calls with the integration admin's key."""
+        return As(self.node.channel, self.admin_key)
 
     async def endpoint(self, name: str, url: str, **fields: Any) -> str:
         """Make an endpoint; its resource name. Retries come soon where nothing else is said."""
@@ -320,7 +325,7 @@ class RunningNode:
         )
         admin = await self.key(name, api_key_pb2.ApiKey.ROLE_INTEGRATION_ADMIN)
         publisher = await self.key(name, api_key_pb2.ApiKey.ROLE_PUBLISHER, "publisher")
-        return TestTenant(self, name, As(self.channel, admin), publisher)
+        return TestTenant(self, name, admin, publisher)
 
     async def key(self, tenant: str, role: Any, name: str = "") -> str:
         """Make a key of a tenant; its text."""

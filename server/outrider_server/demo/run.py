@@ -176,6 +176,8 @@ class _Demo:
             self._kept.receiver_port = self._receiver.port
             save_kept(self._folder, self._kept)
             async with self._database() as (dsn, files):
+                if self._stop.is_set():
+                    return
                 ledger = LedgerReader(lambda: self._connect(dsn), TENANT, time.monotonic)
                 await ledger.begin()
                 node = Node(self._settings, dsn, database_folder=files)
