@@ -23,7 +23,7 @@ from benchmarks.report import Floors, Result, problems, table
 from benchmarks.run import Options, expected_seconds, run
 from benchmarks.scenario import SCENARIOS, Plan, PlanError, plan_of
 from benchmarks.scrape import ScrapeError
-from benchmarks.server import Target, TargetError, require_loopback
+from benchmarks.server import Target, TargetError, find_processes, require_loopback
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SUITE = ("batched", "single", "latency")
@@ -135,13 +135,10 @@ def _say(text: str) -> None:
 
 def _plan(scenario: str, options: argparse.Namespace) -> Plan:
     given = {
-        name: getattr(options, name)
+        name: getattr(options, name, None)
         for name in Plan.__dataclass_fields__
         if name not in {"scenario", "copies", "single", "large"}
     }
-    if options.command == "suite":
-        # Each scenario's own.
-        given["rate"] = None
     return plan_of(scenario, given)
 
 
@@ -159,9 +156,8 @@ def _options(options: argparse.Namespace) -> Options:
     if not key:
         raise TargetError("--target needs a system admin's key: --key, or OUTRIDER_API_KEY")
     admin = require_loopback(options.admin or f"{host}:{port + 1}")
-    return Options(
-        Target(f"{host}:{port}", key, admin, options.database_url), settings, None, options.keep
-    )
+    target = Target(f"{host}:{port}", key, admin, options.database_url, *find_processes(port))
+    return Options(target, settings, None, options.keep)
 
 
 def _parser() -> argparse.ArgumentParser:

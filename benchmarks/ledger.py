@@ -81,7 +81,7 @@ class Comparison:
 
 
 def compare(
-    seen: Sequence[bytes],
+    seen: Sequence[bytes | bytearray],
     acked: Mapping[int, int],
     sent: Mapping[int, int],
     producers: int,
@@ -113,7 +113,7 @@ def compare(
     )
 
 
-def merge_seen(parts: Sequence[Sequence[bytes]]) -> list[bytes]:
+def merge_seen(parts: Sequence[Sequence[bytes | bytearray]]) -> list[bytes]:
     """The ledgers of all receiving processes as one: each delivery belongs to one of them."""
     merged: list[bytes] = []
     for copies in zip(*parts, strict=True):

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import asyncpg
+import psutil
 
 from benchmarks.children import Child, ChildFailed
 from benchmarks.scrape import ScrapeError, get, scrape
@@ -207,6 +208,25 @@ def embedded_database(state: Path) -> tuple[str, int]:
         f"postgresql://outrider:{quote(password, safe='')}@/outrider?host={host}&port={port}",
         int(pid),
     )
+
+
+def find_processes(port: int) -> tuple[int | None, int | None]:
+    """The process that listens on a port, and the Postgres below it; None where it is not ours to see."""
+    try:
+        listening = [
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+            and connection.laddr
+            and connection.laddr.port == port
+        ]
+        pid = next((pid for pid in listening if pid), None)
+        if pid is None:
+            return None, None
+        below = psutil.Process(pid).children(recursive=True)
+        return pid, next((child.pid for child in below if child.name() == "postgres"), None)
+    except psutil.Error:
+        return None, None
 
 
 def _free_ports(count: int) -> list[int]:

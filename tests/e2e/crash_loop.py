@@ -27,8 +27,8 @@ from tests.support.service import Template, template
 
 ROUND_KILLS = 10
 RATE = 500.0
-KINDS = ("server", "server", "postmaster", "backend", "terminate")
-"""What is killed; the server twice as often as the others."""
+KINDS = ("server", "server", "starting", "draining", "postmaster", "backend", "terminate")
+"""What is killed: the server (also while it starts or drains), its database, or one connection ended."""
 
 
 def _say(line: str) -> None:
@@ -45,6 +45,18 @@ async def strike(running: Scenario, kind: str, dice: random.Random) -> str:
     if kind == "server":
         await running.kill_and_restart()
         return f"server, away {time.monotonic() - began:.1f} s"
+    if kind in ("starting", "draining"):
+        with running.fault(kind):
+            if kind == "starting":
+                running.service.kill()
+                running.service.start()
+            else:
+                os.kill(running.service.pid, signal.SIGTERM)
+            await asyncio.sleep(dice.random() * (2.0 if kind == "starting" else 0.05))
+            running.service.kill()
+            running.service.start()
+            await running.service.ready(RESUME_SECONDS)
+        return f"{kind}, away {time.monotonic() - began:.1f} s"
     tenures = running.tenures()
     backends = await running.service.backends()
     role = dice.choice(sorted(set(backends) - {"api"}))

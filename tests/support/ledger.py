@@ -38,6 +38,9 @@ UNRECORDED_SECONDS = 0.7
 
 TYPES = ("sales_order.created", "sales_order.changed", "invoice.posted")
 REGIONS = ("eu", "us", "apac")
+LARGE_ONE_IN = 400
+LARGE_CHARACTERS = 300_000
+"""Above the size from which the server checks and stores events apart from the small ones."""
 
 Matches = Callable[[str, dict[str, Any]], bool]
 """A filter evaluated a second time: (type, data) -> whether the subscription wants it."""
@@ -140,8 +143,10 @@ class LedgerReceiver:
             self.faults_seen.append(f"{path}: {element['id']} is of event {element['event_id']}")
         number = element["data"]["n"]
         about = {"type": element["type"], "data": element["data"], "id": element["event_id"]}
-        if self.events.setdefault(number, about) != about:
-            self.faults_seen.append(f"{path}: event {number} is {about} and {self.events[number]}")
+        known = self.events.setdefault(number, about)
+        if known != about:
+            ids = sorted({known["id"], about["id"]})
+            self.faults_seen.append(f"{path}: event {number} came in two forms, as {ids}")
 
     def answered(self, request: Request) -> None:
         request.ended = time.monotonic()
@@ -229,7 +234,10 @@ class Sent:
 
 
 class Load:
-    """Publishes numbered events at a steady rate, chosen by `seed`, until it is stopped."""
+    """Publishes numbered events at a steady rate, chosen by `seed`, until it is stopped.
+
+    Every second one has an idempotency key; now and then one is large.
+    """
 
     def __init__(
         self, publisher: Publisher, *, rate: float, seed: int, first: int = 0, stride: int = 1
@@ -260,7 +268,12 @@ class Load:
         dice = self._dice
         type_ = dice.choice(TYPES)
         data = {"n": number, "total": dice.randrange(100), "region": dice.choice(REGIONS)}
-        handle = await self._publisher.send(Event(type=type_, data=json.dumps(data).encode()))
+        if dice.randrange(LARGE_ONE_IN) == 0:
+            data["pad"] = "x" * LARGE_CHARACTERS
+        event = Event(type=type_, data=json.dumps(data).encode())
+        if number % 2:
+            event.idempotency_key = f"event {number}"
+        handle = await self._publisher.send(event)
         self.sent[number] = Sent(type_, data, handle)
 
 

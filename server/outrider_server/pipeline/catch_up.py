@@ -56,6 +56,11 @@ class CatchUp:
         self._line.setdefault(lane)
         self._wake.set()
 
+    def want_all(self, lanes: Iterable[Lane]) -> None:
+        """Put these lanes at the end of the line."""
+        for lane in lanes:
+            self.want(lane)
+
     def recorded(self, lanes: Iterable[Lane]) -> None:
         """These lanes got owed rows."""
         for lane in lanes:

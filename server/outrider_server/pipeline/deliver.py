@@ -73,7 +73,6 @@ class Deliverer:
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
         self._in_flight = 0
-        self._unrecorded = 0
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
         self._turns: dict[Lane, None] = {}
         self._stopped = False
@@ -102,7 +101,6 @@ class Deliverer:
 
     def recorded(self) -> None:
         """Outcomes became durable: those that waited for it, or for the lease, may go on."""
-        self._unrecorded = self._obligations.unrecorded()
         self._next_turns()
 
     def stop(self) -> None:
@@ -124,7 +122,7 @@ class Deliverer:
             return []
         if (
             self._in_flight >= self._limits.requests_in_flight_max
-            or self._unrecorded >= self._limits.outcomes_unrecorded_max
+            or self._obligations.unrecorded() >= self._limits.outcomes_unrecorded_max
             or not self._lease_holds()
         ):
             self._turns[lane] = None
@@ -180,7 +178,6 @@ class Deliverer:
         now_us = self._clock.now_us()
         counters = self._counters
         self._in_flight -= 1
-        self._unrecorded += len(deliveries)
         if self._in_flight == 0:
             self._quiet.set()
         counters.attempts += 1

@@ -126,6 +126,7 @@ class Persister:
         clock: DatabaseClock,
         limits: GroupLimits,
         enqueued: Callable[[Iterable[Lane]], None],
+        relieved: Callable[[Iterable[Lane]], None],
         ingest: IngestCounters,
         counters: PersistCounters,
         lanes: LaneCounters,
@@ -135,6 +136,7 @@ class Persister:
         self._clock = clock
         self._limits = limits
         self._enqueued = enqueued
+        self._relieved = relieved
         self._ingest = ingest
         self._counters = counters
         self._lanes = lanes
@@ -484,7 +486,7 @@ class Persister:
                     obligations.committed(event, woken)
                     self._lanes.offered += len(event.targets)
             self._ingest.events_duplicate += len(repeated)
-        obligations.relieve()
+        self._relieved(obligations.relieve())
         self._enqueued(woken)
 
 

@@ -188,6 +188,7 @@ async def open_tenure(
                 clock=parts.clock,
                 limits=parts.groups,
                 enqueued=tenure.deliverer.wake_all,
+                relieved=tenure.catch_up.want_all,
                 ingest=metrics.ingest,
                 counters=metrics.persist,
                 lanes=metrics.lanes,

@@ -12,7 +12,7 @@ Pure: no clock, no I/O, no randomness. Times are microseconds since 1970 of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from weakref import WeakSet
@@ -197,13 +197,15 @@ class Obligations:
         self._dead: dict[tuple[int, int, int, int, int, bool, str, int, str], list[int]] = {}
         self._dirty: dict[tuple[int, int], OwedRow] = {}
         self._attempts: list[AttemptRow] = []
+        self._outcomes = 0
+        self._outcomes_planned = 0
         self._books: dict[int, _Books] = {}
         self._plan: RecordPlan | None = None
 
     # What is sent where: configuration.
 
     def configure(
-        self, tenant: int, endpoints: Iterable[Endpoint], subscriptions: Iterable[Subscription]
+        self, tenant: int, endpoints: Collection[Endpoint], subscriptions: Iterable[Subscription]
     ) -> list[Lane]:
         """Take over a tenant's whole configuration; return the lanes that may have something to do now.
 
@@ -241,7 +243,15 @@ class Obligations:
                 assert route.lane is not None
                 self._delete(route, route.lane)
                 woken[route.lane] = None
+        self._forget_lanes(tenant, {endpoint.id for endpoint in endpoints})
         return list(woken)
+
+    def _forget_lanes(self, tenant: int, present: set[int]) -> None:
+        """Drop the lanes of deleted endpoints, once nothing is in them."""
+        for lane in [lane for lane in self.lanes.values() if lane.endpoint.tenant == tenant]:
+            idle = not (lane.queue or lane.spill or lane.rows or lane.in_flight)
+            if idle and lane.endpoint.id not in present:
+                del self.lanes[lane.endpoint.id]
 
     def deleted(self) -> list[int]:
         """Subscriptions whose owed rows are to be cancelled."""
@@ -424,15 +434,18 @@ class Obligations:
         event.deliveries = deliveries
         self._let_go(event)
 
-    def relieve(self) -> None:
-        """Bring the bytes held under their bound: the lanes that hold most become owed first.
+    def relieve(self) -> list[Lane]:
+        """Bring the bytes held under their bound: the lanes that hold most become owed first. Returns these lanes.
 
-        What is in flight stays, and what spilled leaves with the next record.
+        They may want to catch up later: what came from rows waits in them again, and no record will tell. What is in
+        flight stays, and what spilled leaves with the next record.
         """
+        relieved: list[Lane] = []
         while self.held_bytes > self.limits.held_bytes_max:
             lane = max(self.lanes.values(), key=_queue_bytes, default=None)
             if lane is None or not lane.queue:
-                return
+                break
+            relieved.append(lane)
             queued = list(lane.queue)
             lane.queue.clear()
             lane.queue_bytes = 0
@@ -444,6 +457,7 @@ class Obligations:
                     self._put_back(lane, delivery)
             if lane.owing:
                 self._read_again(lane)
+        return relieved
 
     # To the endpoint and back.
 
@@ -474,6 +488,7 @@ class Obligations:
             delivery.attempt += 1
             if delivery.attempt > number:
                 number = delivery.attempt
+        self._outcomes += len(deliveries)
         self._attempts.append(
             AttemptRow(
                 shard,
@@ -891,6 +906,7 @@ class Obligations:
             in self._dead.items()
         ]  # fmt: skip
         attempts, self._attempts = self._attempts, []
+        self._outcomes_planned = self._outcomes
         touched = (
             set(counters) | set(self._books) | {a.shard for a in attempts} | {d.shard for d in dead}
         )
@@ -906,6 +922,7 @@ class Obligations:
         """The plan is durable. Returns the lanes that got rows, which may want to catch up."""
         assert plan is self._plan, "this plan is not the one under way"
         self._plan = None
+        self._outcomes -= self._outcomes_planned
         woken: dict[Lane, None] = {}
         for lane in self.lanes.values():
             if lane.owing_now:
@@ -957,7 +974,7 @@ class Obligations:
 
     def unrecorded(self) -> int:
         """Outcomes that no record holds yet: bounded by the sender, which stops above its limit."""
-        return len(self._attempts)
+        return self._outcomes
 
     def _owe_spills(self) -> None:
         for lane in self._spilling:

@@ -208,6 +208,7 @@ class RecordCounters:
     """What was settled."""
 
     records: int = counter("Record transactions committed.")
+    deliveries_delivered: int = counter("Successful deliveries that records hold.")
     owed_inserted: int = counter("Owed rows added.")
     owed_removed: int = counter("Owed rows removed.")
     failures: int = counter("Record transactions that failed.")

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import orjson
 import pytest
-from tests.support.node import RunningNode, TestTenant, errors_of, event, soon
+from tests.support.node import RunningNode, TestTenant, errors_of, event, soon, until
 from tests.support.receiver import Receiver
 
 from outrider_server.domain.errors import OutriderError
@@ -227,6 +227,7 @@ async def test_one_key_in_a_small_and_a_large_frame_at_once_is_stored_once(
     await soon(began.wait())
     small = await submit(tenure, [checked(tenure, b"2", idempotency_key="k")])
     free = await submit(tenure, [checked(tenure, b"3", idempotency_key="other")])
+    await until(lambda: tenure.persister._keys_free._waiters)
     go_on.set()
     first = (await soon(large)).ranges[0][1]
     assert (await soon(small)).duplicates == [(0, first)]

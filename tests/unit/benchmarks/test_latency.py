@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.latency import DISTINCT_MAX, MAX_US, UNIT_US, Latencies, Percentiles
 
 

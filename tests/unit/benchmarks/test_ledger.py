@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from benchmarks.ledger import SAMPLE_EVERY, Arrivals, compare, merge_seen
 from benchmarks.scenario import NUMBER_BASE, TIME_BASE, Plan, Topology, plan_of, topology_of
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.__main__ import ACK_P99_MS_MAX, RECORDED_FLOOR, SUITE, floors_of, main
 from benchmarks.report import Floors
 from benchmarks.scenario import plan_of

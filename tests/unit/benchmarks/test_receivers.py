@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typing_extensions import override
-
 from benchmarks.board import Board, Received
 from benchmarks.receivers import BAD, OK, Connection, Inbox
 from benchmarks.scenario import NUMBER_BASE, TIME_BASE, Plan, Topology, plan_of, topology_of
+from typing_extensions import override
+
 from outrider_server.policy.envelope import batch_id
 from outrider_server.policy.signing import Signer
 
@@ -54,8 +53,17 @@ class Setting:
     def numbers(self, endpoint: int) -> list[int]:
         return sorted(self.topology.routes_of(endpoint))
 
-    def request(self, endpoint: int, numbers: list[int], **changed: Any) -> bytes:
-        elements = [
+    def request(
+        self,
+        endpoint: int,
+        numbers: list[int],
+        *,
+        message_id: str = "",
+        timestamp: int = 0,
+        secret: bytes = b"",
+        path: str = "",
+    ) -> bytes:
+        elements: list[dict[str, Any]] = [
             {
                 "id": f"dlv_{7_000 + number}_{number + 1}",
                 "event_id": str(7_000 + number),
@@ -65,17 +73,15 @@ class Setting:
         ]
         body = json.dumps(elements[0] if self.plan.single else elements).encode()
         named = [(7_000 + number, number + 1) for number in numbers]
-        message_id = changed.get("message_id") or (
-            elements[0]["id"] if self.plan.single else batch_id(named)
-        )
-        timestamp = int(changed.get("timestamp", time.time()))
-        signer = Signer((changed.get("secret", self.secrets[endpoint]),))
+        message_id = message_id or (elements[0]["id"] if self.plan.single else batch_id(named))
+        timestamp = timestamp or int(time.time())
+        signer = Signer((secret or self.secrets[endpoint],))
         head = (
-            f"POST {changed.get('path', f'/{endpoint}')} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"POST {path or f'/{endpoint}'} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             f"Content-Type: application/json\r\nWebhook-Id: {message_id}\r\nwebhook-timestamp: {timestamp}\r\n"
             f"webhook-signature: {signer.sign(message_id, timestamp, body)}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        return head.encode() + changed.get("body", body)
+        return head.encode() + body
 
 
 @pytest.fixture
@@ -117,9 +123,6 @@ def test_several_requests_in_one_piece_are_each_answered(setting: Setting) -> No
         b"".join(setting.request(number, setting.numbers(number)) for number in range(5))
     )
     assert setting.transport.written == OK * 5
-
-
-Change = Callable[[Setting], dict[str, Any]]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-
 from benchmarks.latency import Percentiles
 from benchmarks.machine import Machine
 from benchmarks.report import (

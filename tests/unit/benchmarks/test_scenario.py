@@ -6,13 +6,13 @@ import json
 from collections import Counter
 
 import pytest
-
 from benchmarks.scenario import (
     LARGE_BYTES,
     LARGE_TYPE,
     NUMBER_BASE,
     SCENARIOS,
     SIZE_MAX,
+    SIZE_MIN,
     TENANTS,
     TIME_BASE,
     Plan,
@@ -26,6 +26,7 @@ from benchmarks.scenario import (
     sent_by,
     topology_of,
 )
+
 from outrider_server.domain.event import NewEvent
 from outrider_server.domain.subscription import Subscription, SubscriptionState
 from outrider_server.matching.filter import check_filter
@@ -106,7 +107,15 @@ def test_a_payload_is_json_of_exactly_the_size_and_carries_number_and_time(size:
 def test_a_size_that_has_no_room_for_the_order_is_refused_by_name() -> None:
     route = topology_of(plan_of("batched", {}), "test").routes[0]
     with pytest.raises(PlanError, match="--size must be at least"):
-        payload_tail(route, 200, 1)
+        payload_tail(route, 150, 1)
+
+
+def test_the_smallest_size_has_room_for_the_longest_order() -> None:
+    plan = plan_of("batched", {"size": SIZE_MIN, "subscriptions": 20_000})
+    routes = topology_of(plan, "test").routes
+    assert {len(payload(1, 1, payload_tail(r, SIZE_MIN, n))) for n, r in enumerate(routes)} == {
+        SIZE_MIN
+    }
 
 
 @pytest.mark.parametrize("subscriptions", [10, 99, 100, 101, 1_000])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.scrape import deltas, parse
+
 from outrider_server.telemetry.metrics import Metrics
 
 

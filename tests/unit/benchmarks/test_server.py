@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
-
-from benchmarks.server import TargetError, embedded_database, environment, require_loopback
+from benchmarks.server import (
+    TargetError,
+    embedded_database,
+    environment,
+    find_processes,
+    require_loopback,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +56,12 @@ def test_the_embedded_database_is_found_by_its_state_folder(tmp_path: Path) -> N
     dsn, pid = embedded_database(tmp_path)
     assert dsn == "postgresql://outrider:p%40ss%2Fword@/outrider?host=/run/a%20b&port=54321"
     assert pid == 4711
+
+
+def test_a_running_server_is_found_by_its_port() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        assert find_processes(port) == (None, None)
+        listener.listen()
+        assert find_processes(port) == (os.getpid(), None)

@@ -256,7 +256,9 @@ def test_outcomes_that_no_record_holds_are_counted() -> None:
     node.publish(A)
     node.send(node.one)
     assert node.machine.unrecorded() == 1
-    node.plan()
+    plan = node.plan()
+    assert node.machine.unrecorded() == 1
+    node.machine.recorded(plan)
     assert node.machine.unrecorded() == 0
 
 
@@ -399,7 +401,7 @@ def test_the_lane_that_holds_most_bytes_becomes_owed_first() -> None:
     node = Node(Limits(held_bytes_max=100))
     large = [node.publish(A, size=50), node.publish(A, size=50)]
     small = node.publish(C)
-    node.machine.relieve()
+    assert node.machine.relieve() == [node.one]
     assert (queued(node.one), queued(node.two)) == ([], [small.sequence])
     assert node.machine.held_bytes == 10
     (insert,) = node.record().owed_inserts
