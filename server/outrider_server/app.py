@@ -49,7 +49,7 @@ from outrider_server.pipeline.large import LargeEvents
 from outrider_server.pipeline.match import Directory
 from outrider_server.pipeline.persist import GroupLimits
 from outrider_server.pipeline.tenure import Tenure, TenureParts, open_tenure
-from outrider_server.policy.obligations import Limits
+from outrider_server.policy.plans import Limits
 from outrider_server.secrets import keys as sealing_keys
 from outrider_server.secrets.sealing import Sealer
 from outrider_server.settings import Settings, split_address
@@ -71,7 +71,7 @@ from outrider_server.upkeep.lease import Lease
 from outrider_server.upkeep.prune import Pruner, Retention
 from outrider_server.web.admin import start_admin, stop_admin
 
-BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5)
 SECRETS_CHECK_SECONDS = 30.0
 OWED_COUNT_SECONDS = 2.0
 CHANGES_CHECK_SECONDS = 0.5

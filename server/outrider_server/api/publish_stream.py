@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -19,7 +20,13 @@ from google.protobuf.duration_pb2 import Duration
 from outrider.v1 import ingest_service_pb2
 from outrider_server.api.errors import ServicerContext
 from outrider_server.api.frames import FrameReader, ack_of, reason_number
-from outrider_server.domain.errors import Aborted, Exhausted, InvalidArgument, OutriderError
+from outrider_server.domain.errors import (
+    Aborted,
+    Exhausted,
+    InvalidArgument,
+    OutriderError,
+    Unavailable,
+)
 from outrider_server.domain.frame import FrameResult
 from outrider_server.pipeline.admission import Admission
 
@@ -79,6 +86,7 @@ class PublishStream:
         self._frames = 0
         self._bytes = 0
         self._granted = 0
+        self._refused: int | None = None
         self._grant_ends: asyncio.TimerHandle | None = None
         self._opened = False
         self._writing = asyncio.Lock()
@@ -189,6 +197,7 @@ class PublishStream:
             self._admission.room.give_back(taken)
             raise
         try:
+            self._keep_order(frame.number)
             events, entries, refused = self._reader.read(frame.events, frame.tenant)
             answer = await self._admission.submit(
                 self.producer, self.session, frame.number, events, entries, refused
@@ -198,7 +207,24 @@ class PublishStream:
         except BaseException:
             self._admission.room.give_back(taken)
             raise
+        answer.add_done_callback(partial(self._note_refusal, frame.number))
         self._answers.put_nowait(_Unanswered(frame.number, size, taken, answer))
+
+    def _keep_order(self, number: int) -> None:
+        """Behind a refused frame nothing is taken until it comes again.
+
+        The log's own order is not enough: where a commit's outcome was unknown, the refused frame may be stored, and a
+        later one would fit behind it.
+        """
+        if self._refused is not None and number > self._refused:
+            raise Unavailable(
+                "FRAME_OUT_OF_SEQUENCE", f"frame {self._refused} was refused and comes first"
+            )
+        self._refused = None
+
+    def _note_refusal(self, number: int, answer: asyncio.Future[FrameResult]) -> None:
+        if not answer.cancelled() and answer.exception() is not None:
+            self._refused = number if self._refused is None else min(number, self._refused)
 
     def _use_grant(self, frame: ingest_service_pb2.Frame, size: int) -> int:
         if size > self._limits.frame_bytes_max and len(frame.events) != 1:

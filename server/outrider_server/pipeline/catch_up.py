@@ -15,7 +15,8 @@ from itertools import count
 
 from outrider_server.pipeline.clock import DatabaseClock
 from outrider_server.policy.lane import Lane
-from outrider_server.policy.obligations import FoundRow, Obligations, ToLoad
+from outrider_server.policy.obligations import Obligations
+from outrider_server.policy.plans import FoundRow, ToLoad
 from outrider_server.storage import event_log, owed
 from outrider_server.storage.database import Connection
 from outrider_server.telemetry.counters import CatchUpCounters

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 
 from outrider_server.pipeline.clock import DatabaseClock
 from outrider_server.policy.lane import Lane
-from outrider_server.policy.obligations import Obligations, RecordPlan
+from outrider_server.policy.obligations import Obligations
+from outrider_server.policy.plans import RecordPlan
 from outrider_server.storage import records
 from outrider_server.storage.database import Connection
 from outrider_server.telemetry.counters import LaneCounters, RecordCounters

@@ -25,7 +25,8 @@ from outrider_server.pipeline.persist import GroupLimits, Persister, Session
 from outrider_server.pipeline.record import Recorder
 from outrider_server.policy.checkpoint import Window
 from outrider_server.policy.lane import Lane
-from outrider_server.policy.obligations import Limits, Obligations
+from outrider_server.policy.obligations import Obligations
+from outrider_server.policy.plans import Limits
 from outrider_server.storage import event_log, owed
 from outrider_server.storage.database import DedicatedConnection, translated, until_lost
 from outrider_server.storage.shards import TakenShard

@@ -13,7 +13,6 @@ Pure: no clock, no I/O, no randomness. Times are microseconds since 1970 of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from weakref import WeakSet
 
@@ -34,6 +33,16 @@ from outrider_server.domain.sequence import SHARD_BITS, microseconds_of, shard_o
 from outrider_server.domain.subscription import Subscription, SubscriptionState
 from outrider_server.policy.checkpoint import Window
 from outrider_server.policy.lane import Lane
+from outrider_server.policy.plans import (
+    CatchUpQuery,
+    FoundRow,
+    Limits,
+    Look,
+    RecordPlan,
+    Settled,
+    ShardRecord,
+    ToLoad,
+)
 
 OWED_ID_BITS = 20
 """An owed row's id is its record's number above this many bits, and its place in the record below."""
@@ -47,17 +56,6 @@ _SHARD_MASK = (1 << SHARD_BITS) - 1
 
 RetryDue = Callable[[int, int], int | None]
 """(attempts made, when the event came, in us) -> when the next attempt is due, in us, or None when the policy ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of what is held in memory."""
-
-    lane_deliveries_max: int = 10_000
-    lane_bytes_max: int = 64 * 1024 * 1024
-    held_bytes_max: int = 512 * 1024 * 1024
-    window_us_max: int = 5_000_000
-    window_events_max: int = 200_000
 
 
 class Route:
@@ -77,94 +75,6 @@ class Route:
         self.deleted = lane is None
         self.backlog = 0
         self.unrecorded = 0
-
-
-@dataclass(slots=True)
-class ShardRecord:
-    """One shard's part of a record: compare-and-set of its number, its checkpoint, its ledger row.
-
-    The counts are per tenant; `matched` counts the targets of the events that the checkpoint passes in this record.
-    """
-
-    shard: int
-    epoch: int
-    record_no: int
-    checkpoint: int
-    matched: dict[int, int] = field(default_factory=dict)
-    delivered: dict[int, int] = field(default_factory=dict)
-    dead: dict[int, int] = field(default_factory=dict)
-    cancelled: dict[int, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class RecordPlan:
-    """What one record transaction writes; `rows` are the rows in memory that it writes, shrinks or deletes."""
-
-    shards: list[ShardRecord]
-    attempts: list[AttemptRow]
-    dead_letters: list[DeadLetter]
-    owed_inserts: list[OwedInsert]
-    owed_updates: list[tuple[int, int, tuple[int, ...]]]
-    owed_deletes: list[tuple[int, int]]
-    claimed: set[tuple[int, int]]
-    rows: list[OwedRow]
-
-
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class Look:
-    """A reading of owed rows that is under way: what happened since it began, which its result may not show.
-
-    `changed`: rows that records shrank or deleted; `inserted`: subscriptions that got rows. For a lane: `retry_us`,
-    the earliest retry that came up, and `overtaken`, whether rows came up that belong before those it may find.
-    A reader that gives up just drops it.
-    """
-
-    lane: Lane | None = None
-    changed: set[tuple[int, int]] = field(default_factory=set)
-    inserted: set[int] = field(default_factory=set)
-    retry_us: int | None = None
-    overtaken: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CatchUpQuery:
-    """What a lane wants to read: unclaimed rows of these subscriptions, those with a row id in `claimed` left out."""
-
-    subscriptions: list[int]
-    claimed: list[int]
-    backlog: bool
-    retries: bool
-    look: Look
-
-
-@dataclass(frozen=True, slots=True)
-class FoundRow:
-    """An owed row as read from the log."""
-
-    shard: int
-    id: int
-    tenant: int
-    subscription: int
-    sequences: list[int]
-    attempt: int
-    due_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class ToLoad:
-    """One delivery of a claimed row whose event is to be read."""
-
-    row: OwedRow
-    sequence: int
-
-
-@dataclass(slots=True)
-class Settled:
-    """What became of a failed request's deliveries. `due_us`: when the first of them is tried again."""
-
-    retried: int = 0
-    dead: int = 0
-    due_us: int | None = None
 
 
 class _Books:

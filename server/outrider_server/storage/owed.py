@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from outrider_server.policy.obligations import FoundRow
+from outrider_server.policy.plans import FoundRow
 from outrider_server.storage.database import Connection
 from outrider_server.storage.queries import load
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from outrider_server.domain.outcome import Verdict
-from outrider_server.policy.obligations import RecordPlan, ShardRecord
+from outrider_server.policy.plans import RecordPlan, ShardRecord
 from outrider_server.storage.database import Connection
 from outrider_server.storage.queries import load
 from outrider_server.storage.shards import fence_statement
