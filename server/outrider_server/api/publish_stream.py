@@ -223,7 +223,9 @@ class PublishStream:
         self._refused = None
 
     def _note_refusal(self, number: int, answer: asyncio.Future[FrameResult]) -> None:
-        if not answer.cancelled() and answer.exception() is not None:
+        error = None if answer.cancelled() else answer.exception()
+        # A number that was out of sequence is nobody's place in the order.
+        if isinstance(error, OutriderError) and error.reason != "FRAME_OUT_OF_SEQUENCE":
             self._refused = number if self._refused is None else min(number, self._refused)
 
     def _use_grant(self, frame: ingest_service_pb2.Frame, size: int) -> int:

@@ -1,0 +1,17 @@
+"""The database's clock, as this machine can know it."""
+
+from __future__ import annotations
+
+from outrider_server.pipeline.clock import DatabaseClock
+
+
+def test_it_is_the_local_clock_until_measured_and_then_corrected_by_half_the_way() -> None:
+    local = [1_000_000]
+    clock = DatabaseClock(lambda: local[0])
+    assert clock.now_us() == clock.local_us() == 1_000_000
+    clock.measured(1_000_000, 5_000_300, 1_000_200)
+    assert clock.now_us() == 5_000_200
+    local[0] += 50
+    assert clock.now_us() == 5_000_250
+    clock.measured(1_000_000, 400, 1_000_000)
+    assert clock.now_us() == 450

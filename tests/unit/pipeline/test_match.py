@@ -1,0 +1,62 @@
+"""The directory of tenants: swapped whole, never back to an older configuration."""
+
+from __future__ import annotations
+
+from outrider_server.domain.event import Event
+from outrider_server.domain.subscription import Subscription
+from outrider_server.domain.tenant import Tenant, TenantConfiguration
+from outrider_server.pipeline.match import Directory, match
+from outrider_server.telemetry.counters import MatchCounters
+
+
+def configuration(
+    tenant: int, version: int, *types: str, name: str = "demo"
+) -> TenantConfiguration:
+    subscriptions = tuple(
+        Subscription(id=number, tenant=tenant, name=f"s{number}", endpoint=1, types=(type_,))
+        for number, type_ in enumerate(types, 1)
+    )
+    return TenantConfiguration(
+        Tenant(tenant, name, 0, config_version=version), (), subscriptions, frozenset()
+    )
+
+
+def test_an_older_configuration_does_not_replace_a_later_one() -> None:
+    directory = Directory()
+    assert directory.replace(configuration(1, 2, "a"))
+    assert directory.replace(configuration(1, 5, "b"))
+    held = directory.by_id[1]
+    assert not directory.replace(configuration(1, 4, "c"))
+    assert directory.by_id[1] is held is directory.by_name["demo"]
+
+
+def test_a_tenant_is_known_by_its_present_name_only() -> None:
+    directory = Directory()
+    directory.replace(configuration(1, 1, name="old"))
+    directory.replace(configuration(1, 2, name="new"))
+    assert set(directory.by_name) == {"new"}
+    directory.remove(1)
+    directory.remove(1)
+    assert not directory.by_name
+    assert not directory.by_id
+
+
+def test_a_load_replaces_everything() -> None:
+    directory = Directory()
+    directory.replace(configuration(1, 9, name="gone"))
+    directory.load([configuration(2, 1, name="a"), configuration(3, 1, name="b")])
+    assert sorted(directory.by_name) == ["a", "b"]
+    assert sorted(directory.by_id) == [2, 3]
+
+
+def test_an_event_carries_whom_it_matched_under_which_version() -> None:
+    directory, counters = Directory(), MatchCounters()
+    directory.load([configuration(1, 4, "a.*", "b.*", "*")])
+    for type_, targets in (("a.x", (1, 3)), ("b.x", (2, 3)), ("c.x", (3,))):
+        event = Event(1, type_, b"1", 0)
+        match(directory.by_name["demo"], event, 1, counters)
+        assert (event.targets, event.config_version) == (targets, 4)
+    directory.load([configuration(1, 5)])
+    event = Event(1, "a.x", b"1", 0)
+    match(directory.by_name["demo"], event, 1, counters)
+    assert (counters.events, counters.targets, counters.unmatched) == (4, 5, 1)
