@@ -216,8 +216,10 @@ class Publisher:
     # Sending
 
     async def send(self, event: Event) -> Handle:
-        """Take the event; waits only while there is no room. The event may be changed afterwards, but make a new
-        one for each: a message keeps the memory of every value a field ever had.
+        """Take the event; waits only while there is no room.
+
+        The event may be changed afterwards, but make a new one for each: a message keeps the memory of every value a
+        field ever had.
 
         Raises `EventRejected` for one that is too large for any frame, and the publisher's own error once it failed.
         If the wait is cancelled, the event was not taken.

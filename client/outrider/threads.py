@@ -114,8 +114,11 @@ class ThreadPublisher:
         self._thread.start()
 
     def send(self, event: Event) -> ThreadHandle:
-        """Take the event; blocks only while there is no room. The event may be changed afterwards, but make a new
-        one for each: a message keeps the memory of every value a field ever had."""
+        """Take the event; blocks only while there is no room.
+
+        The event may be changed afterwards, but make a new one for each: a message keeps the memory of every value a
+        field ever had.
+        """
         data = event.SerializeToString()
         handle = ThreadHandle(self)
         item = (data, event.tenant or self._tenant, handle)

@@ -25,6 +25,8 @@ from typing import Any, Self, TypeVar
 import asyncpg
 import grpc
 from google.protobuf import json_format
+from tests.support.api import As, Refusal, taken_apart
+
 from outrider.v1 import (
     api_key_pb2,
     api_key_service_pb2,
@@ -36,8 +38,6 @@ from outrider.v1 import (
     tenant_service_pb2,
 )
 from outrider.v1.error_reason_pb2 import ErrorReason
-from tests.support.api import As, Refusal, taken_apart
-
 from outrider_server.access.keys import create_admin_key
 from outrider_server.app import Node
 from outrider_server.pipeline.tenure import Tenure

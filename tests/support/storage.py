@@ -85,14 +85,18 @@ def plan(*records: ShardRecord, **parts: Any) -> RecordPlan:
     )
 
 
-def attempt(tenant: int, shard: int, *named: tuple[int, int], verdict: int = Verdict.DELIVERED):  # noqa: ANN201
+def attempt(
+    tenant: int, shard: int, *named: tuple[int, int], verdict: int = Verdict.DELIVERED
+) -> AttemptRow:
     """An attempt that carried (sequence, subscription) pairs."""
     return AttemptRow(
         shard, tenant, 1, 1, tuple(s for s, _ in named), tuple(t for _, t in named), 1, verdict, 200, 0, 1.5, "", b""
     )  # fmt: skip
 
 
-def dead(tenant: int, shard: int, subscription: int, *of: int, cancelled: bool = False):  # noqa: ANN201
+def dead(
+    tenant: int, shard: int, subscription: int, *of: int, cancelled: bool = False
+) -> DeadLetter:
     """A dead letter."""
     return DeadLetter(shard, tenant, 1, subscription, of, 3, cancelled, "reason")
 
@@ -105,6 +109,6 @@ def owed(
     *of: int,
     due_us: int = 0,
     attempts: int = 0,
-):  # noqa: ANN201, E501
+) -> OwedInsert:
     """An owed row."""
     return OwedInsert(shard, row, tenant, subscription, of, attempts, due_us, Cause.LANE_FULL)

@@ -216,7 +216,9 @@ class PublishStream:
         The log's own order is not enough: where a commit's outcome was unknown, the refused frame may be stored, and a
         later one would fit behind it.
         """
-        if self._refused is not None and number > self._refused:
+        if self._refused is None or number < self._refused:
+            return
+        if number > self._refused:
             raise Unavailable(
                 "FRAME_OUT_OF_SEQUENCE", f"frame {self._refused} was refused and comes first"
             )

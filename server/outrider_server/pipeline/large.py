@@ -79,10 +79,10 @@ class LargeEvents:
         )
         try:
             return await asyncio.get_running_loop().run_in_executor(pool, call)
-        except BrokenProcessPool:
-            if self._pool is pool:  # not the one that another event started meanwhile
+        except (BrokenProcessPool, OSError):  # its pipe may break before the pool knows that it is
+            if self._pool is pool:  # the first to learn of it; another may have been started since
                 self._pool = None
-            await asyncio.to_thread(pool.shutdown)
+                await asyncio.to_thread(pool.shutdown)
             raise Unavailable(
                 "OVERLOADED",
                 "the process for large events ended; try again",

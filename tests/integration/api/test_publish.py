@@ -11,11 +11,12 @@ from typing import Any
 
 import grpc
 import pytest
-from outrider.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from tests.support.api import Refusal, refusal
 from tests.support.node import RunningNode, errors_of, event, running, soon, until
 from tests.support.postgres import Database
 from tests.support.receiver import Receiver
+
+from outrider.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 
 GRPCURL = Path(sys.executable).parent / "grpcurl"
 

@@ -10,6 +10,7 @@ from tests.support.node import RunningNode, TestTenant, event, running, soon, un
 from tests.support.postgres import Database
 from tests.support.receiver import Behaviour, Receiver
 
+from outrider.v1 import subscription_service_pb2 as pb
 from outrider_server.policy.lane import Lane
 
 
@@ -185,8 +186,8 @@ async def test_the_byte_budget_holds_and_a_lane_that_waited_for_it_gets_its_turn
         slow = await demo.endpoint("slow", receiver.url("/slow"), concurrency=100)
         fast = await demo.endpoint("fast", receiver.url("/fast"), concurrency=1)
         await demo.subscription(slow, types=["slow.*"])
-        await demo.subscription(fast, "fast", types=["fast.*"])
-        await demo.admin.call("PauseSubscription", pause("fast"))
+        name = await demo.subscription(fast, types=["fast.*"])
+        await demo.admin.call("PauseSubscription", pb.PauseSubscriptionRequest(name=name))
         receiver.always("/slow", Behaviour(hold=hold))
         data = b'"%b"' % (b"x" * 500_000)
         await demo.publish(event("fast.a", b"1"))
@@ -205,7 +206,7 @@ async def test_the_byte_budget_holds_and_a_lane_that_waited_for_it_gets_its_turn
                 turns.append(obligations.held_bytes)
 
         catch_up._serve = counted  # type: ignore[method-assign]
-        await demo.admin.call("ResumeSubscription", resume("fast"))
+        await demo.admin.call("ResumeSubscription", pb.ResumeSubscriptionRequest(name=name))
         await demo.publish(event("fast.a", b"2"))
         # It asks again and again, though nothing of it happens.
         await until(lambda: len(turns) > 6)
@@ -217,15 +218,3 @@ async def test_the_byte_budget_holds_and_a_lane_that_waited_for_it_gets_its_turn
         assert [r.deliveries[0]["data"] for r in receiver.on("/fast")] == [1, 2]
         await node.balance_when(lambda b: b.delivered == 61)
         assert obligations.held_bytes == 0
-
-
-def pause(name: str):  # noqa: ANN201
-    from outrider.v1 import subscription_service_pb2 as pb
-
-    return pb.PauseSubscriptionRequest(name=f"tenants/demo/subscriptions/{name}")
-
-
-def resume(name: str):  # noqa: ANN201
-    from outrider.v1 import subscription_service_pb2 as pb
-
-    return pb.ResumeSubscriptionRequest(name=f"tenants/demo/subscriptions/{name}")

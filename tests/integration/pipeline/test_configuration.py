@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 from google.protobuf import field_mask_pb2
+from tests.support.node import RunningNode, errors_of, event, soon, until
+from tests.support.receiver import Behaviour, Receiver
+
 from outrider.v1 import (
     endpoint_service_pb2,
     event_type_service_pb2,
     subscription_service_pb2,
     tenant_service_pb2,
 )
-from tests.support.node import RunningNode, errors_of, event, soon, until
-from tests.support.receiver import Behaviour, Receiver
-
 from outrider_server.app import Node
 from outrider_server.domain.errors import Unavailable
 

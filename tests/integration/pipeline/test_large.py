@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from outrider.v1 import subscription_service_pb2
 from tests.support.node import RunningNode, errors_of, event, soon, until
 from tests.support.processes import is_gone
 from tests.support.receiver import Receiver
 
+from outrider.v1 import subscription_service_pb2
 from outrider_server.domain.errors import Unavailable
 from outrider_server.domain.event import Event
 from outrider_server.domain.subscription import Subscription

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outrider.v1 import tenant_service_pb2
 from tests.support.node import RunningNode, event, running, soon, until
 from tests.support.postgres import Database
 from tests.support.receiver import Behaviour, Receiver
 
+from outrider.v1 import tenant_service_pb2
 from outrider_server.pipeline import tenure as tenure_module
 from outrider_server.pipeline.admission import Admission
 from outrider_server.storage.shards import LeaseLost

@@ -58,8 +58,9 @@ async def test_what_is_stored_is_read_back_as_it_was(
     assert [e.sequence for e in loaded] == [first, second]
     for e, original in zip(loaded, (full, bare), strict=True):
         for name in (
-            "type time_us data source subject key organization actor attributes config_version size"
-        ).split():
+            "type", "time_us", "data", "source", "subject", "key", "organization", "actor", "attributes",
+            "config_version", "size",
+        ):  # fmt: skip
             assert getattr(e, name) == getattr(original, name)
     row = await connection.fetchrow("SELECT * FROM event WHERE sequence = $1", first)
     assert (row["shard"], row["targets"], row["over_budget"]) == (5, [3, 4], [9])

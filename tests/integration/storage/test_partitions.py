@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import asyncpg
@@ -39,7 +40,7 @@ async def test_every_table_gets_the_moments_partition_one_before_and_some_ahead(
         assert await ensure(connection, table, MORNING_US, 2) == 0
         assert await ensure(connection, table, MORNING_US + int(table.hours * HOUR_US), 2) == 1
         found = await ranges(connection, table.name)
-        assert all(end == start for (_, end), (start, _) in zip(found, found[1:], strict=False))
+        assert all(end == start for (_, end), (start, _) in pairwise(found))
     assert await ranges(connection) == [(-34.5 + 24 * i, -10.5 + 24 * i) for i in range(5)]
     names = [p.name for p in await partitions.existing(connection, "event")]
     assert names[1] == "event_p20260301_000000"
@@ -57,7 +58,7 @@ async def test_a_change_of_width_leaves_no_gap(
             await ensure(connection, after, at_us, 3)
             await store(connection, made_event(tenant, sequence_of(at_us, 5)))
     found = await ranges(connection)
-    assert all(end == start for (_, end), (start, _) in zip(found, found[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in pairwise(found))
 
 
 def test_what_is_missing_of_a_range_is_every_gap_of_it() -> None:

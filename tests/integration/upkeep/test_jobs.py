@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncpg
 from tests.support.node import RunningNode
 from tests.support.storage import owed, sequences
 
@@ -9,19 +10,18 @@ from outrider_server.domain.delivery import OwedInsert
 
 
 async def insert(node: RunningNode, rows: list[OwedInsert]) -> None:
-    for row in rows:
-        await node.fetch(
-            "INSERT INTO owed (shard, id, tenant, subscription, first_sequence, sequences, attempt, due_us, cause)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 1)",
-            row.shard,
-            row.id,
-            row.tenant,
-            row.subscription,
-            row.sequences[0],
-            list(row.sequences),
-            row.attempt,
-            row.due_us,
-        )
+    connection = await asyncpg.connect(node.dsn)
+    await connection.copy_records_to_table(
+        "owed",
+        records=[
+            (r.shard, r.id, r.tenant, r.subscription, r.sequences[0], r.sequences, r.attempt, r.due_us, 1)
+            for r in rows
+        ],
+        columns=(
+            "shard", "id", "tenant", "subscription", "first_sequence", "sequences", "attempt", "due_us", "cause",
+        ),
+    )  # fmt: skip
+    await connection.close()
 
 
 async def test_a_start_cancels_what_subscriptions_that_are_gone_are_owed(

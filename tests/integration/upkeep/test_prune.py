@@ -8,11 +8,11 @@ from typing import Any
 
 import asyncpg
 import pytest
-from outrider.v1 import subscription_service_pb2
 from tests.support.node import RunningNode, event, soon
 from tests.support.postgres import Database
 from tests.support.receiver import Behaviour, Receiver
 
+from outrider.v1 import subscription_service_pb2
 from outrider_server.pipeline.clock import DatabaseClock
 from outrider_server.storage import partitions
 from outrider_server.storage.partitions import HOUR_US

@@ -161,7 +161,7 @@ async def test_a_refused_event_costs_the_others_nothing() -> None:
     assert [e.targets for e in events] == [(7,), (), (), (), ()]
     assert [e.config_version for e in events] == [3, 0, 0, 0, 3]
     assert (matched.events, matched.targets, matched.unmatched) == (2, 1, 1)
-    assert dict(counted.events_refused) == {("PAYLOAD_NOT_JSON",): 1, ("UNKNOWN_TENANT",): 1}
+    assert counted.events_refused.counts == {("PAYLOAD_NOT_JSON",): 1, ("UNKNOWN_TENANT",): 1}
 
 
 async def test_long_work_gives_way_every_two_milliseconds() -> None:
