@@ -371,13 +371,6 @@ class Settings(BaseSettings):
         description="Payload bytes that one lane draws at a time; trades like catch_up_page_deliveries_max. One event "
         "is always drawn, however large.",
     )
-    window_page_events_max: int = Field(
-        default=5_000,
-        ge=100,
-        le=100_000,
-        description="Events read at a time when a start or a takeover reads the window back. More is faster, less "
-        "holds less memory and yields more often.",
-    )
 
     retention_days: float = Field(
         default=90,

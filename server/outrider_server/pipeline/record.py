@@ -74,7 +74,10 @@ class Recorder:
     def _count(self, plan: RecordPlan, seconds: float) -> None:
         counters = self._counters
         counters.records += 1
-        counters.deliveries_delivered += sum(sum(s.delivered.values()) for s in plan.shards)
+        for shard in plan.shards:
+            counters.deliveries_delivered += sum(shard.delivered.values())
+            counters.deliveries_dead += sum(shard.dead.values())
+            counters.deliveries_cancelled += sum(shard.cancelled.values())
         counters.owed_inserted += len(plan.owed_inserts)
         counters.owed_removed += len(plan.owed_deletes)
         counters.commit_seconds.observe(seconds)

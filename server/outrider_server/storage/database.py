@@ -59,6 +59,8 @@ def is_connection_lost(error: BaseException) -> bool:
     """Whether `error` means that the connection it came from is of no further use."""
     if isinstance(error, asyncpg.PostgresError):
         return str(error.sqlstate or "").startswith(_LOST_STATES)
+    if isinstance(error, asyncpg.InternalClientError):
+        return True  # the client's own state broke, as it may when a backend ends in the middle of a statement
     if isinstance(error, asyncpg.InterfaceError):
         # The same class also tells of wrong arguments and of misuse, which must not look like an outage.
         return not isinstance(error, ValueError) and (
@@ -80,7 +82,12 @@ def translated() -> Iterator[None]:
     """Raise `StorageUnavailable` in place of every passing condition of the database."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        OSError,
+    ) as error:
         if is_unavailable(error):
             raise StorageUnavailable from error
         raise

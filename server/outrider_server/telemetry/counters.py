@@ -195,7 +195,6 @@ class DeliverCounters:
     deliveries_delivered: int = counter("Deliveries that succeeded.")
     deliveries_retried: int = counter("Deliveries that failed and will be tried again.")
     deliveries_dead: int = counter("Deliveries that ended as dead letters.")
-    deliveries_cancelled: int = counter("Deliveries cancelled by a person.")
     errors: Tally = tally("Failed attempts, by where they broke.", "error")
     attempt_seconds: Histogram = histogram("Duration of an HTTP request.")
     end_to_end_seconds: Histogram = histogram(
@@ -209,6 +208,8 @@ class RecordCounters:
 
     records: int = counter("Record transactions committed.")
     deliveries_delivered: int = counter("Successful deliveries that records hold.")
+    deliveries_dead: int = counter("Dead deliveries that records hold, expired ones included.")
+    deliveries_cancelled: int = counter("Cancelled deliveries that records hold.")
     owed_inserted: int = counter("Owed rows added.")
     owed_removed: int = counter("Owed rows removed.")
     failures: int = counter("Record transactions that failed.")
