@@ -98,7 +98,9 @@ async def test_many_retries_due_at_once_do_not_stop_the_loop(
     rows = await small_lanes.fetch("SELECT max(due_us) AS last FROM owed")
     await until(lambda: clock.now_us() > rows[0]["last"])
     await until(lambda: not catch_up._retries)
-    await until(lambda: any(row.retry for row in lane_of(small_lanes).waiting_rows))
+    lane = lane_of(small_lanes)
+    # Due retries wait, claimed or not: that depends on how much of the backlog came first.
+    assert lane.wants_retries(clock.now_us()) or any(row.retry for row in lane.waiting_rows)
     await demo.publish(event(data=b'{"n": 300}'))
     hold.set()
     await soon(receiver.wait_for_deliveries(301, "/hook"))
