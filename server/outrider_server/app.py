@@ -75,6 +75,10 @@ BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5)
 SECRETS_CHECK_SECONDS = 30.0
 OWED_COUNT_SECONDS = 2.0
 CHANGES_CHECK_SECONDS = 0.5
+SETTLE_SECONDS = 5.0
+COLLECTOR_THRESHOLD = 10_000
+"""New objects between two collections. The path makes thousands a second and hardly a cycle among them."""
+
 LANES_SHARE = 0.75
 """Of the node's payload bytes: for lanes. The rest is for what is on its way into the log."""
 
@@ -95,6 +99,7 @@ class Node:
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
         self._problem = "starting"
+        self._unsettled_since = 0.0
         self._owed = 0
         self._log = structlog.get_logger()
         self._directory = Directory()
@@ -119,6 +124,7 @@ class Node:
     async def run(self) -> None:
         """Run until `stop`."""
         settings = self.settings
+        gc.set_threshold(COLLECTOR_THRESHOLD)
         readers = []
         if settings.otlp_endpoint is not None:
             readers.append(otlp_reader(str(settings.otlp_endpoint), settings.otlp_interval_seconds))
@@ -382,8 +388,7 @@ class Node:
                 await self._lease.release(lease)
 
     async def _serve(self, tenure: Tenure, shards: int) -> None:
-        gc.collect()
-        gc.freeze()
+        self._settle_memory()
         # A change that was committed while the configuration was being read is told to nobody else.
         while self._changed_meanwhile:
             await self._changed_in(tenure, self._changed_meanwhile.pop())
@@ -431,9 +436,11 @@ class Node:
             raise
 
     async def _watch_changes(self) -> None:
-        """Read again what could not be read when it was changed."""
+        """Read again what could not be read when it was changed; settle memory once changes have come to rest."""
         while True:
             await asyncio.sleep(CHANGES_CHECK_SECONDS)
+            if self._unsettled_since and time.monotonic() > self._unsettled_since + SETTLE_SECONDS:
+                self._settle_memory()
             with contextlib.suppress(OutriderError):
                 while self._changed_unread:
                     await self._changed(self._changed_unread.pop())
@@ -441,6 +448,7 @@ class Node:
     async def _changed_in(self, tenure: Tenure, tenant: int) -> None:
         async with self._database.connection() as connection:
             loaded = await configuration.load_tenant(connection, self._sealer, tenant)
+        self._unsettled_since = time.monotonic()
         if loaded is None:
             tenure.remove(tenant)
         else:
@@ -483,6 +491,15 @@ class Node:
                 async with self._database.connection() as connection:
                     self._owed = await owed.total(connection)
             await asyncio.sleep(OWED_COUNT_SECONDS)
+
+    def _settle_memory(self) -> None:
+        """Take the configuration out of the garbage collector's sight.
+
+        It is most of what lives long, and walking it in every full collection would hold up every acknowledgement.
+        """
+        self._unsettled_since = 0.0
+        gc.collect()
+        gc.freeze()
 
     def _tell_disk(self, full: bool) -> None:  # noqa: FBT001 - what is told is just this
         if full != self._admission.disk_full:
