@@ -41,7 +41,7 @@ from outrider_server.api.tenancy import Tenancy
 from outrider_server.api.tenant_service import TenantService
 from outrider_server.domain.access import Caller
 from outrider_server.domain.errors import OutriderError, Unauthenticated
-from outrider_server.pipeline.admission import Admission, Room
+from outrider_server.pipeline.admission import Admission, LargeRoom, Room
 from outrider_server.pipeline.clock import DatabaseClock
 from outrider_server.pipeline.deliver import DeliverLimits
 from outrider_server.pipeline.ingest import IngestLimits
@@ -80,7 +80,7 @@ COLLECTOR_THRESHOLD = 10_000
 """New objects between two collections. The path makes thousands a second and hardly a cycle among them."""
 
 LANES_SHARE = 0.75
-"""Of the node's payload bytes: for lanes. The rest is for what is on its way into the log."""
+"""Of the node's payload bytes: for lanes. The rest is for what is on its way into the log, half of it for large frames."""
 
 WRITER_STATEMENT_SECONDS = 60.0
 
@@ -143,11 +143,12 @@ class Node:
             )
             large = LargeEvents(limits, self.metrics.match)
             stack.callback(large.close)
-            room = Room(int(settings.node_payload_bytes_max * (1 - LANES_SHARE)))
+            ingest_bytes = int(settings.node_payload_bytes_max * (1 - LANES_SHARE) / 2)
             self._admission = Admission(
                 directory=self._directory,
                 limits=limits,
-                room=room,
+                room=Room(ingest_bytes),
+                large_room=LargeRoom(ingest_bytes),
                 large=large,
                 metrics=self.metrics,
                 monotonic=time.monotonic,
@@ -532,7 +533,11 @@ class Node:
             lambda t: sum(len(lane.queue) for lane in list(t.obligations.lanes.values()))
         )
         gauges.payload_bytes_held = of(
-            lambda t: t.obligations.held_bytes + self._admission.room.taken
+            lambda t: (
+                t.obligations.held_bytes
+                + self._admission.room.taken
+                + self._admission.large_room.taken
+            )
         )
         gauges.window_events = of(
             lambda t: sum(len(window) for window in list(t.obligations.windows.values()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 
 from typing_extensions import override
 
@@ -51,6 +53,7 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
             context=context,
             admission=self._admission,
             reader=FrameReader(caller, self._admission.directory, self._now_us),
+            owner=caller.key_id,
             scope="system" if caller.tenant is None else str(caller.tenant),
             limits=self._limits,
             node=self._node,
@@ -76,15 +79,26 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
             raise not_found(request.parent)
         size = request.ByteSize()
         self._check(request, tenant, size)
-        room = self._admission.room
-        await room.take(size)
-        try:
+        async with self._room(caller, size):
             reader = FrameReader(caller, self._admission.directory, self._now_us)
             events, entries, refused = reader.read(request.events, tenant)
             result = await (await self._admission.submit(None, 0, 0, events, entries, refused))
-        finally:
-            room.give_back(size)
         return ingest_service_pb2.PublishResponse(results=results_of(result, len(events)))
+
+    @asynccontextmanager
+    async def _room(self, caller: Caller, size: int) -> AsyncIterator[None]:
+        """Room for a call of `size` bytes while the block runs."""
+        admission = self._admission
+        if size > self._limits.frame_bytes_max:
+            await admission.large_room.take(caller.key_id, size)
+            release = partial(admission.large_room.give_back, caller.key_id, size)
+        else:
+            await admission.room.take(size)
+            release = partial(admission.room.give_back, size)
+        try:
+            yield
+        finally:
+            release()
 
     def end_streams(
         self, ended: Callable[[Caller], bool], why: Callable[[Caller], Unauthenticated]

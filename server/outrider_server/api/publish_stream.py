@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +39,8 @@ SESSION_MAX = (1 << 63) - 1
 class StreamLimits:
     """The window of a stream and the bounds of a frame. `frame_bytes_max` is for frames of several events.
 
-    `grant_seconds_max`: how long room for a large frame is kept for a producer that does not send it.
+    Room for a large frame is kept for `grant_seconds_max`, and as long as it takes at `grant_bytes_per_second_min`, for a
+    producer that does not send it. `open_seconds_max`: how long a stream may take to say who it is.
     """
 
     frames_max: int = 64
@@ -46,16 +48,18 @@ class StreamLimits:
     frame_events_max: int = 500
     frame_bytes_max: int = 1024 * 1024
     large_frame_bytes_max: int = 11 * 1024 * 1024
-    grant_seconds_max: float = 30.0
+    grant_seconds_max: float = 3.0
+    grant_bytes_per_second_min: float = 1024 * 1024
+    open_seconds_max: float = 10.0
 
 
 @dataclass(slots=True)
 class _Unanswered:
-    """A frame that was read and is not answered. `taken` is its room in the node's budget."""
+    """A frame that was read and is not answered. `release` gives its room in the node's budget back."""
 
     number: int
     size: int
-    taken: int
+    release: Callable[[], None]
     answer: asyncio.Future[FrameResult]
 
 
@@ -69,6 +73,7 @@ class PublishStream:
         admission: Admission,
         reader: FrameReader,
         scope: str,
+        owner: str,
         limits: StreamLimits,
         node: str,
         named: Callable[[PublishStream], None],
@@ -78,6 +83,7 @@ class PublishStream:
         self._admission = admission
         self._reader = reader
         self._scope = scope
+        self._owner = owner
         self._limits = limits
         self._node = node
         self.producer = ""
@@ -121,8 +127,11 @@ class PublishStream:
             self._give_up()
 
     async def _open(self) -> None:
-        request = await self._context.read()
-        if request is grpc.aio.EOF or request.WhichOneof("message") != "open":
+        request = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.open_seconds_max):
+                request = await self._context.read()
+        if request in (None, grpc.aio.EOF) or request.WhichOneof("message") != "open":
             raise InvalidArgument("STREAM_NOT_OPEN", "the first message of a stream must be `open`")
         producer = request.open.producer
         if not producer or len(producer.encode()) > PRODUCER_BYTES_MAX or "\0" in producer:
@@ -176,10 +185,10 @@ class PublishStream:
         size = frame.ByteSize()
         limits = self._limits
         if size <= limits.frame_bytes_max and size != self._granted:
-            taken = size
-            await self._admission.room.take(taken)
+            await self._admission.room.take(size)
+            release: Callable[[], None] = partial(self._admission.room.give_back, size)
         else:
-            taken = self._use_grant(frame, size)
+            release = self._use_grant(frame, size)
             size = 0  # large frames count by their grants
         self._frames += 1
         self._bytes += size
@@ -194,7 +203,7 @@ class PublishStream:
                     "CREDIT_EXCEEDED", "more frames or bytes are unanswered than the window allows"
                 )
         except OutriderError:
-            self._admission.room.give_back(taken)
+            release()
             raise
         try:
             self._keep_order(frame.number)
@@ -205,10 +214,10 @@ class PublishStream:
         except OutriderError as error:
             answer = _failed(error)
         except BaseException:
-            self._admission.room.give_back(taken)
+            release()
             raise
         answer.add_done_callback(partial(self._note_refusal, frame.number))
-        self._answers.put_nowait(_Unanswered(frame.number, size, taken, answer))
+        self._answers.put_nowait(_Unanswered(frame.number, size, release, answer))
 
     def _keep_order(self, number: int) -> None:
         """Behind a refused frame nothing is taken until it comes again.
@@ -230,7 +239,7 @@ class PublishStream:
         if isinstance(error, OutriderError) and error.reason != "FRAME_OUT_OF_SEQUENCE":
             self._refused = number if self._refused is None else min(number, self._refused)
 
-    def _use_grant(self, frame: ingest_service_pb2.Frame, size: int) -> int:
+    def _use_grant(self, frame: ingest_service_pb2.Frame, size: int) -> Callable[[], None]:
         if size > self._limits.frame_bytes_max and len(frame.events) != 1:
             raise InvalidArgument(
                 "FRAME_TOO_LARGE",
@@ -240,7 +249,7 @@ class PublishStream:
             raise Exhausted(
                 "CREDIT_EXCEEDED", f"a frame of {size} bytes needs a grant of that size first"
             )
-        return self._end_grant()
+        return partial(self._admission.large_room.give_back, self._owner, self._end_grant())
 
     async def _grant(self, size: int) -> None:
         """Take room for one large frame, then let it come."""
@@ -251,10 +260,12 @@ class PublishStream:
             )
         if self._granted:
             raise Exhausted("CREDIT_EXCEEDED", "a grant is waiting to be used")
-        await self._admission.room.take(size)
+        if not size:
+            raise InvalidArgument("INVALID_ARGUMENT", "large_frame.frame_bytes is a frame's size")
+        await self._admission.large_room.take(self._owner, size)
         self._granted = size
         self._grant_ends = asyncio.get_running_loop().call_later(
-            self._limits.grant_seconds_max,
+            self._limits.grant_seconds_max + size / self._limits.grant_bytes_per_second_min,
             self.end,
             Exhausted("CREDIT_EXCEEDED", "room for a large frame was asked for and not used"),
         )
@@ -282,7 +293,7 @@ class PublishStream:
             except OutriderError as error:
                 response = _refusal(unanswered.number, error)
             finally:
-                self._admission.room.give_back(unanswered.taken)
+                unanswered.release()
             self._frames -= 1
             self._bytes -= unanswered.size
             await self._write(response)
@@ -296,12 +307,13 @@ class PublishStream:
 
     def _give_up(self) -> None:
         """Return the room of everything unanswered; what was submitted is stored or not without this stream."""
-        self._admission.room.give_back(self._end_grant())
+        if granted := self._end_grant():
+            self._admission.large_room.give_back(self._owner, granted)
         while not self._answers.empty():
             unanswered = self._answers.get_nowait()
             if unanswered is None:
                 continue
-            self._admission.room.give_back(unanswered.taken)
+            unanswered.release()
             unanswered.answer.add_done_callback(_look_at)
 
 

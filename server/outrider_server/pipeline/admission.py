@@ -71,6 +71,51 @@ class Room:
                 turn.set_result(None)
 
 
+class LargeRoom:
+    """Room for large frames, beside that of all others: a producer that asks for it and dawdles holds up nobody's small ones.
+
+    One owner (a key) has at most `owner_frames_max` at a time; its further ones wait without standing in others' way.
+    """
+
+    def __init__(self, bytes_max: int, owner_frames_max: int = 2) -> None:
+        self._room = Room(bytes_max)
+        self._owner_frames_max = owner_frames_max
+        self._owners: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    @property
+    def taken(self) -> int:
+        """Bytes taken now."""
+        return self._room.taken
+
+    async def take(self, owner: str, size: int) -> None:
+        """Wait for room for one frame of `size` bytes."""
+        turns, users = self._owners.get(owner) or (asyncio.Semaphore(self._owner_frames_max), 0)
+        self._owners[owner] = (turns, users + 1)
+        try:
+            await turns.acquire()
+            try:
+                await self._room.take(size)
+            except BaseException:
+                turns.release()
+                raise
+        except BaseException:
+            self._leave(owner)
+            raise
+
+    def give_back(self, owner: str, size: int) -> None:
+        """Return what was taken."""
+        self._owners[owner][0].release()
+        self._leave(owner)
+        self._room.give_back(size)
+
+    def _leave(self, owner: str) -> None:
+        turns, users = self._owners[owner]
+        if users == 1:
+            del self._owners[owner]
+        else:
+            self._owners[owner] = (turns, users - 1)
+
+
 class Admission:
     """Takes checked frames to the tenure of the moment."""
 
@@ -80,6 +125,7 @@ class Admission:
         directory: Directory,
         limits: IngestLimits,
         room: Room,
+        large_room: LargeRoom,
         large: LargeEvents,
         metrics: Metrics,
         monotonic: Callable[[], float],
@@ -87,6 +133,7 @@ class Admission:
         self.directory = directory
         self.limits = limits
         self.room = room
+        self.large_room = large_room
         self.tenure: Tenure | None = None
         self.draining = False
         self.disk_full = False

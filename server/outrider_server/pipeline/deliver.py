@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from outrider_server.domain.delivery import Delivery
@@ -24,6 +25,10 @@ from outrider_server.policy.obligations import Obligations
 from outrider_server.policy.retry import next_attempt_at
 from outrider_server.telemetry.counters import DeliverCounters
 from outrider_server.telemetry.logs import PipelineLog
+
+
+TURNS_MAX = 16
+"""Waiting lanes looked at when a request ends: each may have its share already. The rest have their turn soon."""
 
 
 class Sender(Protocol):
@@ -120,10 +125,11 @@ class Deliverer:
             return []
         if not lane.queue and not lane.spill:
             return []
+        # A lane may hold as many requests as are left for all others: one that hangs gets half of them, n of them leave
+        # one part in n + 1, so the next lane always finds room.
         if (
-            self._in_flight >= self._limits.requests_in_flight_max
-            or self._obligations.unrecorded() >= self._limits.outcomes_unrecorded_max
-            or not self._lease_holds()
+            self._closed()
+            or lane.in_flight >= self._limits.requests_in_flight_max - self._in_flight
         ):
             self._turns[lane] = None
             return []
@@ -220,16 +226,21 @@ class Deliverer:
         if lane.wants_catch_up(now_us):
             self._wants_catch_up(lane)
 
+    def _closed(self) -> bool:
+        """Whether no request of any lane may start now."""
+        return (
+            self._in_flight >= self._limits.requests_in_flight_max
+            or self._obligations.unrecorded() >= self._limits.outcomes_unrecorded_max
+            or not self._lease_holds()
+        )
+
     def _next_turns(self) -> None:
         """Let lanes that wait for a common bound go on, in the order in which they came."""
-        for _ in range(len(self._turns)):
-            if self._in_flight >= self._limits.requests_in_flight_max:
+        for lane in list(islice(self._turns, TURNS_MAX)):
+            if self._closed():
                 return
-            lane = next(iter(self._turns))
             del self._turns[lane]
             self.wake(lane)
-            if lane in self._turns:
-                return
 
 
 def _unwritable(error: Exception) -> Outcome:

@@ -306,7 +306,7 @@ async def test_more_than_the_window_allows_ends_the_stream(
                     "CREDIT_EXCEEDED",
                 )
         await asyncio.sleep(0)
-        assert node.node._admission.room.taken == 0
+        assert node.node._admission.room.taken == node.node._admission.large_room.taken == 0
 
 
 async def test_a_frame_beyond_its_bounds_ends_the_stream_and_stores_nothing(
@@ -327,7 +327,7 @@ async def test_a_frame_beyond_its_bounds_ends_the_stream_and_stores_nothing(
         await stream.open()
         await stream.publish(1, [event()] * 500)
     assert len(await node.stored()) == 500
-    assert node.node._admission.room.taken == 0
+    assert node.node._admission.room.taken == node.node._admission.large_room.taken == 0
 
 
 async def test_a_large_frame_needs_a_grant_and_one_is_given_at_a_time(node: RunningNode) -> None:
@@ -364,7 +364,7 @@ async def test_a_large_frame_needs_a_grant_and_one_is_given_at_a_time(node: Runn
             await stream.grant(small.ByteSize())
             await stream.publish(number, [event()])
     assert [len(row["data"]) for row in (await node.stored()).values()] == [1, 1, 2_000_002, 1, 12, 12]  # fmt: skip
-    assert node.node._admission.room.taken == 0
+    assert node.node._admission.room.taken == node.node._admission.large_room.taken == 0
 
 
 async def test_ten_mebibytes_are_taken_and_one_byte_more_is_refused(node: RunningNode) -> None:
@@ -423,7 +423,7 @@ async def test_a_stream_that_ends_gets_its_remaining_answers(node: RunningNode) 
             await stream.ack(number)
         assert await stream.call.read() is grpc.aio.EOF
         assert await stream.call.code() is grpc.StatusCode.OK
-    assert node.node._admission.room.taken == 0
+    assert node.node._admission.room.taken == node.node._admission.large_room.taken == 0
 
 
 async def test_a_missing_or_wrong_key_opens_nothing(node: RunningNode) -> None:
@@ -501,9 +501,9 @@ async def test_a_grant_that_is_not_used_is_taken_back(node: RunningNode) -> None
     async with demo.stream() as stream:
         await stream.open()
         await stream.grant(5_000_000)
-        assert node.node._admission.room.taken == 5_000_000
+        assert node.node._admission.large_room.taken == 5_000_000
         handle = next(iter(node.node._ingest._streams))._grant_ends
         assert handle is not None
         handle._run()  # its time has come
         assert (await stream.error()).reason == "CREDIT_EXCEEDED"
-    assert node.node._admission.room.taken == 0
+    assert node.node._admission.room.taken == node.node._admission.large_room.taken == 0

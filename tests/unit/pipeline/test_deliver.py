@@ -153,7 +153,7 @@ async def test_the_nodes_bound_is_kept_and_lanes_take_turns() -> None:
         for n in range(1, 4):
             b.publish(n, count=4)
         await b.started(2)
-        for sent in range(3, 13):
+        for sent in range(3, 10):
             b.answer()
             await b.started(sent)
             assert b.deliverer.in_flight == 2
@@ -161,6 +161,19 @@ async def test_the_nodes_bound_is_kept_and_lanes_take_turns() -> None:
         order = [number for number, _, _ in b.sender.requests]
         assert order.index(2) <= 8
         assert order.index(3) <= 8
+
+
+async def test_a_lane_that_hangs_leaves_room_for_every_other() -> None:
+    async with bench(*(endpoint(n, 100) for n in range(1, 5)), requests_in_flight_max=12) as b:
+        b.publish(1, count=50)
+        await b.started(6)  # half of what there is
+        b.publish(2, count=50)
+        await b.started(9)  # a half of the rest: two that hang leave a third
+        b.publish(3)
+        b.publish(4)
+        await b.started(11)
+        assert [number for number, _, _ in b.sender.requests][-2:] == [3, 4]
+        assert b.deliverer.in_flight == 11
 
 
 async def test_sending_stops_while_too_much_is_not_recorded() -> None:
