@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -49,6 +49,24 @@ PREFIX = "OUTRIDER_"
 CONFIG_VARIABLE = "OUTRIDER_CONFIG"
 REDACTED = "[redacted]"
 VALUE_SHOWN_CHARACTERS_MAX = 80
+
+POSTGRES_SCHEMES = frozenset({"postgresql", "postgres"})
+DATABASE_URL_CHOICES: Mapping[str, Sequence[str]] = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslnegotiation": ("postgres", "direct"),
+    "target_session_attrs": (
+        "any",
+        "primary",
+        "standby",
+        "read-write",
+        "read-only",
+        "prefer-standby",
+    ),
+}
+QUERY_SHOWN = frozenset(
+    {"host", "port", "user", "dbname", "database", "application_name", "sslrootcert", *DATABASE_URL_CHOICES}
+)
+"""What is shown of a URL's query. Secrets go by too many names to leave out only those."""
 
 
 class SettingsError(Exception):
@@ -90,24 +108,69 @@ def _folder(value: Path) -> Path:
     return expanded.absolute()
 
 
+class Url(str):
+    """A URL that may hold secrets. It shows them only to who asks for its text: not in `repr`, so not in a Settings' either."""
+
+    __slots__ = ()
+
+    @override
+    def __repr__(self) -> str:
+        return repr(redacted_url(self))
+
+
 def _database_url(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in {"postgresql", "postgres"}:
+    """Refuse what no connection could ever be made with. None of its text goes into what is said: it may be the password."""
+    parts = _split_url(value.get_secret_value())
+    if parts.scheme not in POSTGRES_SCHEMES:
         raise ValueError("must begin with postgresql:// or postgres://")
+    query = parse_qs(parts.query)
+    hosts = parts.netloc.rpartition("@")[2]
+    ports = [_port_of(host) for host in hosts.split(",")] if hosts else []
+    for listed in (query.get("port", [""])[-1], *_ports_of_hosts(query)):
+        ports += listed.split(",") if listed else []
+    if not all(re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) <= 65_535 for port in ports if port):
+        raise ValueError(
+            "must have a port from 1 to 65535; in a user or password write / as %2F, ? as %3F, # as %23 and @ as %40"
+        )
+    for name, choices in DATABASE_URL_CHOICES.items():
+        if query.get(name, choices)[-1] not in choices:
+            raise ValueError(f"must have {name} as one of {', '.join(choices)}")
     return value
 
 
-def _web_url(value: str) -> str:
-    parts = urlsplit(value)
+def _port_of(host: str) -> str:
+    return host.rpartition("]")[2].rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
+
+
+def _ports_of_hosts(query: Mapping[str, Sequence[str]]) -> list[str]:
+    hosts = query.get("host", [""])[-1].split(",")
+    return [_port_of(host) for host in hosts if not host.startswith("/")]
+
+
+def _web_url(value: str) -> Url:
+    parts = _split_url(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must be an http:// or https:// URL")
-    return value
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("must have a port from 0 to 65535") from None
+    return Url(value)
+
+
+def _split_url(value: str) -> SplitResult:
+    try:
+        return urlsplit(value)
+    except ValueError:
+        # Its own words hold the part with the password.
+        raise ValueError("must be a URL") from None
 
 
 Address = Annotated[str, AfterValidator(_address)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 WebUrl = Annotated[str, AfterValidator(_web_url)]
+"""Always a `Url`."""
 
 
 def _default_state_folder() -> Path:
@@ -270,12 +333,6 @@ class Settings(BaseSettings):
         description="Levels of nesting in a payload. More admits odder documents, and makes the work one event can "
         "cause less predictable.",
     )
-    key_bytes_max: int = Field(
-        default=512,
-        ge=16,
-        le=2_048,
-        description="Bytes of an ordering or idempotency key. Longer keys make the tables that hold them larger.",
-    )
     idempotency_hours: int = Field(
         default=24,
         ge=1,
@@ -342,13 +399,6 @@ class Settings(BaseSettings):
         le=1_000,
         description="How often outcomes are recorded. Shorter means fewer duplicates after a crash, longer means "
         "fewer and larger transactions.",
-    )
-    attempt_timeout_seconds: float = Field(
-        default=30,
-        ge=0.1,
-        le=300,
-        description="How long a request may take where the endpoint does not say. Longer is kinder to slow receivers, "
-        "and lets a hanging one hold its connections for longer.",
     )
     retry_window_hours_max: float = Field(
         default=7 * 24,
@@ -617,7 +667,7 @@ GROUPS = {
 
 
 def redacted_url(url: str) -> str:
-    """The URL without its password, wherever that stands; what cannot be taken apart is left out whole."""
+    """The URL without its secrets, wherever they stand; what cannot be taken apart is left out whole."""
     try:
         parts = urlsplit(url)
         if "@" in parts.path + parts.query + parts.fragment:
@@ -627,11 +677,13 @@ def redacted_url(url: str) -> str:
         if "@" in hosts:
             user, _, hosts = hosts.rpartition("@")
             name, colon, _ = user.partition(":")
-            hosts = f"{name}:{REDACTED}@{hosts}" if colon else f"{name}@{hosts}"
-        secret = re.compile("pass|secret|key|token", re.IGNORECASE)
+            if parts.scheme not in POSTGRES_SCHEMES:
+                hosts = f"{REDACTED}@{hosts}"  # on the web a token may stand in the user's place
+            else:
+                hosts = f"{name}:{REDACTED}@{hosts}" if colon else f"{name}@{hosts}"
         query = urlencode(
             [
-                (name, REDACTED if secret.search(name) else value)
+                (name, value if name in QUERY_SHOWN else REDACTED)
                 for name, value in parse_qsl(parts.query, keep_blank_values=True)
             ],
             quote_via=quote,
@@ -646,6 +698,8 @@ def _toml(value: object) -> str:
     if isinstance(value, SecretStr):
         secret = value.get_secret_value()
         return json.dumps(redacted_url(secret) if "://" in secret else REDACTED)
+    if isinstance(value, Url):
+        return json.dumps(redacted_url(value))
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -727,8 +781,12 @@ def _message(detail: ErrorDetails) -> str:
 
 
 def _shown(cls: type[Settings], name: str, detail: ErrorDetails) -> str:
-    if "Secret" in str(cls.model_fields[name].annotation):
+    field = cls.model_fields[name]
+    if "Secret" in str(field.annotation):
         return REDACTED
+    if "_web_url" in str(field):
+        given = detail["input"]
+        return repr(redacted_url(given)) if isinstance(given, str) and "://" in given else REDACTED
     text = repr(detail["input"])
     return (
         text

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from outrider_server.domain.access import Caller, Role
-from outrider_server.domain.errors import AlreadyExists, Unauthenticated
+from outrider_server.domain.errors import AlreadyExists, InvalidArgument, Unauthenticated
+from outrider_server.domain.names import ID_PATTERN, ID_RULE, is_id
 from outrider_server.storage import api_keys
 from outrider_server.storage.api_keys import StoredApiKey
 from outrider_server.storage.database import Connection, Database, translated
@@ -34,11 +35,12 @@ LOOK_UPS_MAX = 2
 
 SECRET_BYTES = 32
 ADMIN_KEY_NAME_BYTES = 5
+NAME_SHOWN_CHARACTERS_MAX = 100
 
 RandomBytes = Callable[[int], bytes]
 """A source of random bytes such as `os.urandom`."""
 
-_TEXT = re.compile(r"(ork_[a-z0-9-]{1,63}_[a-z2-7]{52})_([a-z2-7]{7})")
+_TEXT = re.compile(rf"(ork_{ID_PATTERN}_[a-z2-7]{{52}})_([a-z2-7]{{7}})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +92,22 @@ async def create_key(
     return None if stored is None else NewKey(text, stored)
 
 
+def require_key_id(name: str) -> None:
+    """Raise InvalidArgument where a key of this id could never be told from a mistyped one."""
+    if not is_id(name):
+        raise InvalidArgument(
+            "INVALID_ARGUMENT",
+            f"no API key can be called {name[:NAME_SHOWN_CHARACTERS_MAX]!r}: {ID_RULE}",
+            violations=[("api_key_id", ID_RULE)],
+        )
+
+
 async def create_admin_key(
     connection: Connection, random: RandomBytes, *, name: str = "", display_name: str = ""
 ) -> str:
     """Make a system admin's key and return its text. For whoever holds the database: it asks for no other key."""
     chosen = name or "admin-" + _base32(random(ADMIN_KEY_NAME_BYTES))
+    require_key_id(chosen)
     with translated():
         made = await create_key(
             connection,

@@ -11,6 +11,7 @@ import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ from outrider_server.access.keys import KeyRing, RandomBytes
 from outrider_server.access.policy import require_role
 from outrider_server.api import errors
 from outrider_server.domain.access import Caller
-from outrider_server.domain.errors import OutriderError, Unauthenticated
+from outrider_server.domain.errors import Exhausted, InvalidArgument, OutriderError, Unauthenticated
 
 Observe = Callable[[str, str, float], None]
 """Told of each ended call: full method name, status code's name, seconds."""
@@ -33,6 +34,13 @@ OPEN_SERVICES = frozenset(
     }
 )
 """Services that answer without a key: they tell nothing of any tenant."""
+
+OPEN_CALLS_MAX = 256
+"""Calls without a key at a time: whoever watches health must not take the places of those who work."""
+
+CALLS_READING_MAX = 32
+KEY_CALLS_MAX = 8
+"""Single calls at a time, of all keys and of one. Each may carry 11 MiB; further ones wait before they are read."""
 
 _OWN_PACKAGE = "/outrider.v1."
 _caller: ContextVar[Caller] = ContextVar("caller")
@@ -64,6 +72,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._clock = clock
         self._random = random
         self._open_services = frozenset(open_services)
+        self._open_calls = 0
+        self._places = asyncio.Semaphore(CALLS_READING_MAX)
+        self._callers: dict[str, _Share] = {}
 
     @override
     async def intercept_service(
@@ -75,6 +86,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:  # there is no such method; gRPC says so
             return None
         method = handler_call_details.method
+        if handler.unary_unary is not None:
+            # Served as a stream of one message, so that nothing is read before the caller is known and there is room.
+            return grpc.stream_stream_rpc_method_handler(
+                self._single(method, handler.unary_unary),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
         for kind, make in _MAKERS.items():
             inner = getattr(handler, kind)
             if inner is not None:
@@ -85,6 +103,33 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     response_serializer=handler.response_serializer,
                 )
         return handler
+
+    def _single(self, method: str, inner: Callable[..., Any]) -> Any:
+        async def behaviour(_: Any, context: errors.ServicerContext) -> None:
+            async with self._around(method, context, streams=False), self._reading(method):
+                request = await context.read()
+                if request is grpc.aio.EOF:
+                    raise InvalidArgument("INVALID_ARGUMENT", "the call carries no message")
+                await context.write(await inner(request, context))
+
+        return behaviour
+
+    @contextlib.asynccontextmanager
+    async def _reading(self, method: str) -> AsyncIterator[None]:
+        """A place among the calls whose message may be in memory; a key has a share of them."""
+        caller = _caller.get(None)
+        if caller is None or not method.startswith(_OWN_PACKAGE):
+            yield
+            return
+        waiting = self._callers.setdefault(caller.key_id, _Share(asyncio.Semaphore(KEY_CALLS_MAX)))
+        waiting.calls += 1
+        try:
+            async with waiting.places, self._places:
+                yield
+        finally:
+            waiting.calls -= 1
+            if not waiting.calls:
+                self._callers.pop(caller.key_id, None)
 
     def _coroutine(self, method: str, inner: Callable[..., Any], *, streams: bool) -> Any:
         async def behaviour(request: Any, context: errors.ServicerContext) -> Any:
@@ -111,8 +156,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> AsyncIterator[None]:
         started = self._clock()
         code = grpc.StatusCode.CANCELLED.name
+        is_open = self._is_open(method)
+        self._open_calls += is_open
         try:
-            caller = await self._authenticate(method, context)
+            if is_open and self._open_calls > OPEN_CALLS_MAX:
+                raise Exhausted(
+                    "OVERLOADED", "too many calls without a key are open; try again later"
+                )
+            caller = None if is_open else await self._authenticate(method, context)
             with contextlib.ExitStack() as stack:
                 if caller is not None:
                     _caller.set(caller)
@@ -134,20 +185,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             errors.log_unexpected(error, method, reference)
             await errors.abort(context, errors.internal_status(reference))
         finally:
+            self._open_calls -= is_open
             self._observe(method, code, self._clock() - started)
 
-    async def _authenticate(self, method: str, context: errors.ServicerContext) -> Caller | None:
-        service = method.rpartition("/")[0].removeprefix("/")
-        if service in self._open_services:
-            return None
+    def _is_open(self, method: str) -> bool:
+        return method.rpartition("/")[0].removeprefix("/") in self._open_services
+
+    async def _authenticate(self, method: str, context: errors.ServicerContext) -> Caller:
         caller = await self._keys.authenticate(_bearer(context.invocation_metadata() or ()))
         if method.startswith(_OWN_PACKAGE):
             require_role(caller, method)
         return caller
 
 
+@dataclass(slots=True)
+class _Share:
+    """The places of one key, and how many of its calls use or want one."""
+
+    places: asyncio.Semaphore
+    calls: int = 0
+
+
 _MAKERS: dict[str, Callable[..., Any]] = {
-    "unary_unary": grpc.unary_unary_rpc_method_handler,
     "unary_stream": grpc.unary_stream_rpc_method_handler,
     "stream_unary": grpc.stream_unary_rpc_method_handler,
     "stream_stream": grpc.stream_stream_rpc_method_handler,

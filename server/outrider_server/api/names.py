@@ -10,14 +10,13 @@ import re
 from collections.abc import Callable
 
 from outrider_server.domain.errors import InvalidArgument
+from outrider_server.domain.names import ID_RULE, is_id
 
 RandomBytes = Callable[[int], bytes]
 """A source of random bytes such as `os.urandom`."""
 
-ID_LENGTH_MAX = 63
 CHOSEN_ID_BYTES = 10
 
-_ID = re.compile(r"[a-z0-9-]{1,63}")
 _TYPE = re.compile(r"[a-z0-9_.]{1,128}")
 
 
@@ -34,7 +33,7 @@ def child_name(tenant: str, collection: str, child: str) -> str:
 def parse_tenant(name: str, field: str) -> str:
     """The tenant's id in `tenants/{tenant}`, which stands in the request's `field`."""
     parts = name.split("/")
-    if len(parts) != 2 or parts[0] != "tenants" or not _ID.fullmatch(parts[1]):
+    if len(parts) != 2 or parts[0] != "tenants" or not is_id(parts[1]):
         raise _malformed(field, "tenants/{tenant}")
     return parts[1]
 
@@ -42,13 +41,13 @@ def parse_tenant(name: str, field: str) -> str:
 def parse_child(name: str, collection: str, field: str) -> tuple[str, str]:
     """The ids in `tenants/{tenant}/{collection}/{child}`."""
     parts = name.split("/")
-    pattern = _TYPE if collection == "eventTypes" else _ID
+    is_child = _TYPE.fullmatch if collection == "eventTypes" else is_id
     if (
         len(parts) != 4
         or parts[0] != "tenants"
         or parts[2] != collection
-        or not _ID.fullmatch(parts[1])
-        or not pattern.fullmatch(parts[3])
+        or not is_id(parts[1])
+        or not is_child(parts[3])
     ):
         raise _malformed(field, f"tenants/{{tenant}}/{collection}/{{id}}")
     return parts[1], parts[3]
@@ -57,7 +56,7 @@ def parse_child(name: str, collection: str, field: str) -> tuple[str, str]:
 def parse_api_key(name: str, field: str) -> tuple[str, str]:
     """The ids in an API key's name; the tenant's is empty for a key of no tenant."""
     parts = name.split("/")
-    if len(parts) == 2 and parts[0] == "apiKeys" and _ID.fullmatch(parts[1]):
+    if len(parts) == 2 and parts[0] == "apiKeys" and is_id(parts[1]):
         return "", parts[1]
     return parse_child(name, "apiKeys", field)
 
@@ -66,9 +65,8 @@ def given_or_chosen(given: str, field: str, random: RandomBytes) -> str:
     """The id a caller gave for something new, checked; or one chosen here where it gave none."""
     if not given:
         return base64.b32encode(random(CHOSEN_ID_BYTES)).decode().lower()
-    if not _ID.fullmatch(given):
-        problem = f"an id has 1 to {ID_LENGTH_MAX} lower-case letters, digits and -"
-        raise InvalidArgument("INVALID_ARGUMENT", problem, violations=[(field, problem)])
+    if not is_id(given):
+        raise InvalidArgument("INVALID_ARGUMENT", ID_RULE, violations=[(field, ID_RULE)])
     return given
 
 

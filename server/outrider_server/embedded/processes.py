@@ -25,17 +25,21 @@ _KILLED_SECONDS = 10.0  # after SIGKILL only a process stuck in the kernel stays
 
 @dataclass(frozen=True, slots=True)
 class PidFile:
-    """What `postmaster.pid` says: who runs, and how far the start has come (starting, ready, stopping)."""
+    """What `postmaster.pid` says: who runs, how far the start has come (starting, ready, stopping), and where."""
 
     pid: int
     status: str
+    port: int = 0
+    socket_folder: str = ""
 
 
 def read_pid_file(data: Path) -> PidFile | None:
     """None when there is none, or when it is being written at this moment."""
     try:
         lines = (data / "postmaster.pid").read_text(errors="replace").splitlines()
-        return PidFile(int(lines[0]), lines[7].strip() if len(lines) > 7 else "")
+        if len(lines) <= 7:  # the rest is filled in on the way
+            return PidFile(int(lines[0]), "")
+        return PidFile(int(lines[0]), lines[7].strip(), int(lines[3]), lines[4].strip())
     except (FileNotFoundError, NotADirectoryError, ValueError, IndexError):
         return None
 

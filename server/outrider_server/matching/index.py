@@ -4,6 +4,9 @@ Exact types are found by one dict lookup. A type that no subscription names exac
 above it gets, found by walking up its dots; so nothing is remembered about types that merely occur, and a stream of
 made-up names costs a few lookups each and no memory. Equal filters of the tenant share one predicate and are
 evaluated once per event and bucket. An index holds one tenant only; nothing in it is shared with another's.
+
+A subscription whose stored filter cannot be loaded is set apart: it matches nothing, and `broken` names it, so that it
+takes neither its tenant's other subscriptions nor another tenant down with it.
 """
 
 from __future__ import annotations
@@ -33,12 +36,11 @@ class Match(NamedTuple):
 NOTHING: Final = Match((), ())
 
 
-class BrokenSubscription(ValueError):
-    """A subscription whose stored filter cannot be loaded."""
+class BrokenSubscription(NamedTuple):
+    """A subscription whose stored filter cannot be loaded, and why."""
 
-    def __init__(self, subscription: int, problem: str) -> None:
-        super().__init__(f"subscription {subscription}: {problem}")
-        self.subscription = subscription
+    subscription: int
+    problem: str
 
 
 class _Bucket(NamedTuple):
@@ -55,7 +57,7 @@ _Chain = tuple[_Bucket, ...]
 class Index:
     """The subscriptions of one tenant. Made by `build`; never changed afterwards, so any reader may hold it."""
 
-    __slots__ = ("_exact", "_predicates", "_prefixes", "_root")
+    __slots__ = ("_exact", "_predicates", "_prefixes", "_root", "broken")
 
     def __init__(
         self,
@@ -63,7 +65,9 @@ class Index:
         prefixes: Mapping[str, _Chain],
         root: _Chain,
         predicates: Mapping[bytes, Predicate],
+        broken: tuple[BrokenSubscription, ...],
     ) -> None:
+        self.broken = broken
         self._exact = exact
         self._prefixes = prefixes
         self._root = root
@@ -82,8 +86,13 @@ class Index:
         predicates: dict[bytes, Predicate] = {}
         exact: defaultdict[str, _Draft] = defaultdict(_Draft)
         prefixes: defaultdict[str, _Draft] = defaultdict(_Draft)
+        broken = []
         for subscription in taking_part:
-            predicate = _predicate_of(subscription, known, predicates)
+            try:
+                predicate = _predicate_of(subscription, known, predicates)
+            except MalformedAst as error:
+                broken.append(BrokenSubscription(subscription.id, str(error)))
+                continue
             for pattern in _distinct(subscription.types):
                 draft = prefixes[pattern[:-1]] if pattern.endswith("*") else exact[pattern]
                 draft.add(subscription.id, predicate)
@@ -100,6 +109,7 @@ class Index:
             chains,
             root,
             predicates,
+            tuple(broken),
         )
 
     @property
@@ -169,13 +179,8 @@ def _predicate_of(
         return None
     ast = subscription.filter_ast
     if ast is None:
-        raise BrokenSubscription(subscription.id, "its filter was never checked")
-    predicate = predicates.get(ast) or known.get(ast)
-    if predicate is None:
-        try:
-            predicate = load_predicate(ast)
-        except MalformedAst as error:
-            raise BrokenSubscription(subscription.id, str(error)) from error
+        raise MalformedAst("its filter was never checked")
+    predicate = predicates.get(ast) or known.get(ast) or load_predicate(ast)
     predicates[ast] = predicate
     return predicate
 

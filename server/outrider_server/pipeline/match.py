@@ -1,11 +1,14 @@
 """Match: which subscriptions want an event. Holds each tenant's current index; it is swapped whole.
 
-Rule: an event is matched under one configuration version, which its row names; nothing later decides who gets it.
+Rule: an event is matched under one configuration version, which its row names; nothing later decides who gets it. A
+subscription that is broken matches nothing, is told once in the log, and stays in a metric until it is mended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+import structlog
 
 from outrider_server.domain.event import Event
 from outrider_server.domain.tenant import TenantConfiguration
@@ -37,6 +40,14 @@ class TenantEntry:
         self.version = tenant.config_version
         self.event_types = configuration.event_types
         self.index = Index.build(configuration.subscriptions, previous=previous)
+        for broken in self.index.broken:
+            if previous is None or broken not in previous.broken:
+                structlog.get_logger().error(
+                    "subscription.broken",
+                    tenant=tenant.name,
+                    subscription=broken.subscription,
+                    detail=broken.problem,
+                )
 
 
 class Directory:
@@ -69,6 +80,10 @@ class Directory:
         entry = self.by_id.pop(tenant, None)
         if entry is not None:
             self.by_name.pop(entry.name, None)
+
+    def broken_subscriptions(self) -> int:
+        """Subscriptions of this node that match nothing because their stored filter cannot be loaded."""
+        return sum(len(entry.index.broken) for entry in list(self.by_id.values()))
 
     def _index_of(self, tenant: int) -> Index | None:
         entry = self.by_id.get(tenant)

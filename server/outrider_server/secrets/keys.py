@@ -6,7 +6,7 @@
 
 A key's id is a digest of the key, so it need not be configured and cannot be given twice. Rule: the file is made once,
 readable by its owner alone, and never replaced by a half-written or different one: a lost key loses every secret sealed
-under it.
+under it, and a new one in its place would only hide that.
 """
 
 from __future__ import annotations
@@ -78,12 +78,17 @@ class KeyRing:
         return cls(tuple(keys))
 
 
-def load_or_create(path: Path, random: RandomBytes) -> KeyRing:
+def load_or_create(path: Path, random: RandomBytes, *, in_use: bool = False) -> KeyRing:
     """The keys of the file at `path`, which is made with one new key if it is not there.
 
+    `in_use`: values are sealed already, so a file that is not there was lost, and is not made anew.
     Several processes may start at once: one makes the file, all read the same.
     """
     if not path.exists():
+        if in_use:
+            raise KeyFileError(
+                f"the key file {path} is missing, and the database holds secrets sealed under its keys: restore it"
+            )
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             _publish(path, _HEADER + _line(random), random, replace=False)

@@ -38,6 +38,12 @@ async def load_tenant(
     return found[0] if found else None
 
 
+async def holds_sealed(connection: Connection) -> bool:
+    """Whether anything that is still read was sealed."""
+    with translated():
+        return bool(await connection.fetchval(load("holds_sealed")))
+
+
 async def _load(
     connection: Connection, sealer: Sealer, tenant: int | None
 ) -> list[TenantConfiguration]:

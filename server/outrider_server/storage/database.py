@@ -8,9 +8,12 @@ application_name, so that a takeover can end exactly the old owner's.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from ssl import SSLError
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 from typing_extensions import override
@@ -53,6 +56,15 @@ class StorageUnavailable(Unavailable):
 
     def __init__(self, message: str = "the database did not confirm in time; try again") -> None:
         super().__init__("STORAGE_UNAVAILABLE", message, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+
+class CannotConnect(StorageUnavailable):
+    """No connection could be made. `place` is where to, without password, and `why` what kept it from there."""
+
+    def __init__(self, place: str, why: str) -> None:
+        super().__init__(f"cannot connect to {place}: {why}")
+        self.place = place
+        self.why = why
 
 
 def is_connection_lost(error: BaseException) -> bool:
@@ -119,15 +131,24 @@ async def connect(
     """Open a connection of its own for the loop `role` of a node; `boot` names this life of the node.
 
     The caller owns it, closes it, and must take any lost connection (`is_connection_lost`) for a lost transaction.
+    Raises CannotConnect, whatever the reason: what is wrong today may have been put right at the next try.
     """
     name = application_name(node, boot, role)
-    with translated():
+    try:
         return await asyncpg.connect(
             dsn,
             timeout=CONNECT_SECONDS_MAX,
             command_timeout=statement_seconds_max + _CLIENT_MARGIN_SECONDS,
             server_settings=_server_settings(name, statement_seconds_max),
         )
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        OSError,
+        ValueError,  # a port or a host name that is none
+    ) as error:
+        raise CannotConnect(_place(dsn), _why(error)) from error
 
 
 async def until_lost(connections: Iterable[DedicatedConnection]) -> None:
@@ -221,6 +242,39 @@ class Database:
 
 class _TakeBack(Exception):
     """Ends a dry run's transaction without committing it."""
+
+
+def _place(dsn: str) -> str:
+    """`host:port/database` of a DSN; nothing else of it, and nothing at all where a password may have slipped in."""
+    unknown = "the database"
+    try:
+        parts = urlsplit(dsn)
+        if "@" in parts.path + parts.query + parts.fragment:
+            return unknown
+        query = dict(parse_qsl(parts.query))
+        name = unquote(parts.path.removeprefix("/")) or query.get("dbname", query.get("database"))
+        host = unquote(parts.netloc.rpartition("@")[2])
+        if not host:
+            host = query.get("host", "")
+            port = query.get("port", "")
+            host += f":{port}" if port and host else ""
+    except ValueError:
+        return unknown
+    return f"{host or 'the default host'}/{name}" if name else host or unknown
+
+
+def _why(error: Exception) -> str:
+    """What kept a connection from being made, in a few words of one line."""
+    said = str(error)
+    if isinstance(error, OSError) and not isinstance(error, SSLError):
+        number = error.errno or 0
+        if number > 0:  # look-ups of names have numbers of their own, below zero
+            said = os.strerror(number)
+        elif error.strerror:
+            said = error.strerror
+        elif isinstance(error, TimeoutError):
+            said = f"no answer within {CONNECT_SECONDS_MAX:g} s"
+    return " ".join(said.split()) or type(error).__name__
 
 
 def _server_settings(name: str, statement_seconds_max: float) -> dict[str, str]:

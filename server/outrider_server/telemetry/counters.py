@@ -260,6 +260,9 @@ class Gauges:
     owed_deliveries: Reading | None = gauge("Deliveries that owed rows stand for.")
     window_events: Reading | None = gauge("Events above the checkpoint, over all shards.")
     window_seconds: Reading | None = gauge("Age of the oldest event above a checkpoint.")
+    broken_subscriptions: Reading | None = gauge(
+        "Subscriptions that match nothing because their stored filter cannot be loaded."
+    )
     requests_in_flight: Reading | None = gauge("HTTP requests under way.")
     outcomes_unrecorded: Reading | None = gauge("Finished deliveries not yet recorded.")
     persist_events_waiting: Reading | None = gauge("Events that wait for a commit.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
@@ -162,16 +163,21 @@ def otlp_reader(endpoint: str, interval_seconds: float) -> MetricReader:
 
     Raises ExporterMissingError where the exporter, which only those who push need, is not installed.
     """
-    try:
-        module = importlib.import_module(OTLP_EXPORTER_MODULE)
-    except ImportError as error:
-        raise ExporterMissingError(
-            "otlp_endpoint is set, but the package opentelemetry-exporter-otlp-proto-http is not installed"
-        ) from error
     return PeriodicExportingMetricReader(
-        module.OTLPMetricExporter(endpoint=endpoint),
+        otlp_exporter_module().OTLPMetricExporter(endpoint=endpoint),
         export_interval_millis=interval_seconds * 1_000,
     )
+
+
+def otlp_exporter_module() -> Any:
+    """The exporter's module; asked for alone before a start, so that nothing is started without it."""
+    try:
+        return importlib.import_module(OTLP_EXPORTER_MODULE)
+    except ImportError as error:
+        raise ExporterMissingError(
+            "otlp_endpoint is set, but the package that pushes is not installed: run"
+            " pip install opentelemetry-exporter-otlp-proto-http, or leave otlp_endpoint unset"
+        ) from error
 
 
 def _instruments(prefix: str, holder: object) -> Iterator[Instrument]:

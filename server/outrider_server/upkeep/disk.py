@@ -1,6 +1,7 @@
 """Free disk: under its floor publishes are refused, before Postgres itself runs out and stops.
 
 It can be watched only where the database's files are on this machine, that is for the embedded Postgres.
+Rule: a file system that does not answer is no reason to stop; what was told of it last holds until it answers again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+import structlog
 
 
 def free_bytes(folder: Path) -> int:
@@ -20,6 +23,18 @@ async def watch(
     folder: Path, floor_bytes: int, interval_seconds: float, tell: Callable[[bool], None]
 ) -> None:
     """Tell for ever whether free disk is under its floor."""
+    log = structlog.get_logger()
+    failing = False
     while True:
-        tell(await asyncio.to_thread(free_bytes, folder) < floor_bytes)
+        try:
+            free = await asyncio.to_thread(free_bytes, folder)
+        except OSError as error:
+            if not failing:
+                log.warning("disk.unknown", folder=str(folder), error=str(error))
+            failing = True
+        else:
+            if failing:
+                log.info("disk.known_again", folder=str(folder))
+            failing = False
+            tell(free < floor_bytes)
         await asyncio.sleep(interval_seconds)
