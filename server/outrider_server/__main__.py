@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        sentence = _sentence(error)
+        sentence = _sentence(error, settings)
         if sentence is None:
             raise
         print(f"outrider-server: {sentence}", file=sys.stderr)
@@ -122,7 +122,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def database_of(settings: Settings) -> AsyncIterator[tuple[str, Path | None]]:
+async def _database_to_serve(settings: Settings) -> AsyncIterator[tuple[str, Path | None]]:
     """The database to use: (DSN, folder of its files if they are here). An embedded one runs inside the block."""
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value(), None
@@ -133,12 +133,32 @@ async def database_of(settings: Settings) -> AsyncIterator[tuple[str, Path | Non
         yield dsn, folder
 
 
+@contextlib.asynccontextmanager
+async def _database_for_command(settings: Settings) -> AsyncIterator[Any]:
+    """A connection for one command, also beside a running server. An embedded database that nobody runs is run for it."""
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.database_url is not None:
+            dsn = settings.database_url.get_secret_value()
+        else:
+            from outrider_server.supervisor import embedded_postgres_for_command
+
+            dsn = await stack.enter_async_context(embedded_postgres_for_command(settings))
+        yield await stack.enter_async_context(_connected(dsn, settings))
+
+
 async def _serve(settings: Settings) -> None:
     from outrider_server.app import Node
+    from outrider_server.supervisor import require_free
     from outrider_server.telemetry.logs import configure
+    from outrider_server.telemetry.metrics import otlp_exporter_module
 
     configure(settings.log_level, settings.log_format, sys.stderr)
-    async with database_of(settings) as (dsn, folder):
+    # What would fail after the database was started and migrated is refused before.
+    require_free(settings.listen_address, "listen_address")
+    require_free(settings.admin_address, "admin_address")
+    if settings.otlp_endpoint is not None:
+        otlp_exporter_module()
+    async with _database_to_serve(settings) as (dsn, folder):
         node = Node(settings, dsn, database_folder=folder)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -149,16 +169,18 @@ async def _serve(settings: Settings) -> None:
 async def _migrate(settings: Settings) -> None:
     from outrider_server.storage.migrate import migrate
 
-    async with database_of(settings) as (dsn, _), _connected(dsn, settings) as connection:
+    async with _database_for_command(settings) as connection:
         applied = await migrate(connection)
         print("\n".join(f"applied {name}" for name in applied) or "up to date")
 
 
 async def _create_admin_key(settings: Settings, name: str) -> None:
-    from outrider_server.access.keys import create_admin_key
+    from outrider_server.access.keys import create_admin_key, require_key_id
     from outrider_server.storage.migrate import migrate
 
-    async with database_of(settings) as (dsn, _), _connected(dsn, settings) as connection:
+    if name:
+        require_key_id(name)
+    async with _database_for_command(settings) as connection:
         await migrate(connection)
         print(await create_admin_key(connection, os.urandom, name=name))
 
@@ -166,7 +188,7 @@ async def _create_admin_key(settings: Settings, name: str) -> None:
 async def _balance(settings: Settings) -> None:
     from outrider_server.storage.ledger import balance
 
-    async with database_of(settings) as (dsn, _), _connected(dsn, settings) as connection:
+    async with _database_for_command(settings) as connection:
         rows = await balance(connection)
     print(
         f"{'tenant':<24}{'matched':>12}{'delivered':>12}{'dead':>10}{'cancelled':>11}{'owed':>10}{'window':>10}"
@@ -196,7 +218,7 @@ async def _connected(dsn: str, settings: Settings) -> AsyncIterator[Any]:
         await connection.close()
 
 
-def _sentence(error: BaseException) -> str | None:
+def _sentence(error: BaseException, settings: Settings) -> str | None:
     """What a person can do something about, in one sentence; None for what nobody foresaw."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -204,11 +226,18 @@ def _sentence(error: BaseException) -> str | None:
     from outrider_server.demo.errors import DemoError
     from outrider_server.domain.errors import OutriderError
     from outrider_server.secrets.errors import SecretsError
+    from outrider_server.storage.database import CannotConnect
     from outrider_server.storage.migrate import MigrationError
     from outrider_server.storage.shards import LeaseLost
+    from outrider_server.supervisor import AddressUnusable
+    from outrider_server.telemetry.metrics import ExporterMissingError
 
+    if isinstance(error, CannotConnect) and settings.database_url is not None:
+        return f"{error}; check database_url"
     known = (
+        AddressUnusable,
         EmbeddedPostgresError,
+        ExporterMissingError,
         DemoError,
         ListenError,
         MigrationError,

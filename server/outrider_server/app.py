@@ -51,6 +51,7 @@ from outrider_server.pipeline.persist import GroupLimits
 from outrider_server.pipeline.tenure import Tenure, TenureParts, open_tenure
 from outrider_server.policy.plans import Limits
 from outrider_server.secrets import keys as sealing_keys
+from outrider_server.secrets.errors import SecretsError
 from outrider_server.secrets.sealing import Sealer
 from outrider_server.settings import Settings, split_address
 from outrider_server.storage import configuration, endpoints, owed
@@ -105,6 +106,8 @@ class Node:
         self._directory = Directory()
         self._changed_meanwhile: set[int] = set()
         self._changed_unread: set[int] = set()
+        self._unreadable: set[int] = set()
+        self._shards: frozenset[int] = frozenset()
         self._admission: Admission
         self._ingest: IngestService
         self._keys: KeyRing
@@ -129,8 +132,7 @@ class Node:
         if settings.otlp_endpoint is not None:
             readers.append(otlp_reader(str(settings.otlp_endpoint), settings.otlp_interval_seconds))
         self.metrics = Metrics(node=settings.node_name, readers=readers)
-        self._sealer = Sealer(_sealing_keys(settings), os.urandom)
-        await self._migrate()
+        await self._prepare()
         async with contextlib.AsyncExitStack() as stack:
             self._database = await stack.enter_async_context(
                 Database(self._dsn, node=settings.node_name, boot=self._boot)
@@ -207,7 +209,8 @@ class Node:
                     task.cancel()
         await asyncio.to_thread(self.metrics.close)
 
-    async def _migrate(self) -> None:
+    async def _prepare(self) -> None:
+        """Migrate, and read the keys that what is in the database is sealed under."""
         connection = await connect(
             self._dsn,
             "migrate",
@@ -218,12 +221,14 @@ class Node:
         try:
             for name in await migrate(connection):
                 self._log.info("migration.applied", migration=name)
+            in_use = await configuration.holds_sealed(connection)
+            self._sealer = Sealer(_sealing_keys(self.settings, in_use=in_use), os.urandom)
         finally:
             await connection.close()
 
     def _build_api(self) -> None:
         settings = self.settings
-        tenancy = Tenancy(self._database, self._changed)
+        tenancy = Tenancy(self._database, self._changed, self._holds)
         limits = ApiLimits(retry_window_seconds_max=settings.retry_window_hours_max * 3600)
         self._ingest = IngestService(
             admission=self._admission,
@@ -325,15 +330,32 @@ class Node:
                 await self._hold_tenure(parts)
             except Exception as error:  # noqa: BLE001 - see _tenure_ended
                 for leaf in _leaves(error):
-                    if isinstance(leaf, LeaseLost):
+                    if isinstance(leaf, LeaseLost | SecretsError):
                         raise leaf from None
                 self._tenure_ended(_leaves(error)[0])
             began = self._admission.tenure is not None
             self._close_door()
             failures = 0 if began else min(failures + 1, len(BACK_OFF_SECONDS) - 1)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BACK_OFF_SECONDS[failures]):
-                    await self._stop.wait()
+            await self._pause(BACK_OFF_SECONDS[failures])
+
+    async def _pause(self, seconds: float) -> bool:
+        """Let time pass; true, at once, when the node is to stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        return self._stop.is_set()
+
+    def _waiting(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self._log.warning("node.waiting", why=problem)
+
+    def _holds(self, shard: int) -> bool:
+        """Whether no other node can hold this shard now, so that changes made here are known to who uses them.
+
+        Between two tenures too: what is changed then is read by the next one.
+        """
+        return shard in self._shards and self._lease.holds()
 
     def _tenure_ended(self, error: BaseException) -> None:
         """The log is the truth; starting anew from it is the cure, whatever it was. What nobody foresaw is told in full."""
@@ -354,11 +376,10 @@ class Node:
                 stack.callback(made.terminate)
                 return made
 
-            lease, pruning, cancelling = (
-                await connection("lease"),
-                await connection("prune"),
-                await connection("jobs"),
-            )
+            lease = await connection("lease")
+            if not await self._lease.turn(lease, self._pause, self._waiting):
+                return
+            pruning, cancelling = await connection("prune"), await connection("jobs")
             pruner = Pruner(
                 connection=pruning,
                 clock=self._clock,
@@ -371,6 +392,9 @@ class Node:
                 counters=self.metrics.prune,
             )
             taken = await self._lease.take_over(lease)
+            self._shards = frozenset(each.shard for each in taken)
+            if not taken:  # another node was quicker
+                return
             await pruner.make_ahead()
             self._changed_meanwhile.clear()
             configurations = await configuration.load_all(lease, self._sealer)
@@ -442,9 +466,28 @@ class Node:
             await asyncio.sleep(CHANGES_CHECK_SECONDS)
             if self._unsettled_since and time.monotonic() > self._unsettled_since + SETTLE_SECONDS:
                 self._settle_memory()
-            with contextlib.suppress(OutriderError):
-                while self._changed_unread:
-                    await self._changed(self._changed_unread.pop())
+            for tenant in list(self._changed_unread):
+                self._changed_unread.discard(tenant)
+                await self._read_again(tenant)
+
+    async def _read_again(self, tenant: int) -> None:
+        """A tenant that cannot be read keeps what it had, is tried again, and costs no other tenant anything."""
+        try:
+            await self._changed(tenant)
+        except OutriderError:
+            pass  # the database is away: it was noted again
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this tenant's alone
+            if tenant not in self._unreadable:
+                self._unreadable.add(tenant)
+                self._log.error(
+                    "configuration.unreadable",
+                    tenant=tenant,
+                    error=type(error).__name__,
+                    detail=str(error),
+                    exc_info=None if isinstance(error, SecretsError) else error,
+                )
+        else:
+            self._unreadable.discard(tenant)
 
     async def _changed_in(self, tenure: Tenure, tenant: int) -> None:
         async with self._database.connection() as connection:
@@ -480,8 +523,7 @@ class Node:
             with contextlib.suppress(OutriderError):
                 async with self._database.connection() as connection:
                     ended = await endpoints.find_ended_secrets(connection, since_us, until_us)
-                for tenant in ended:
-                    await self._changed(tenant)
+                self._changed_unread.update(ended)
                 since_us = until_us
 
     async def _watch_owed(self) -> None:
@@ -529,6 +571,7 @@ class Node:
             return reading
 
         gauges.lanes = of(lambda t: len(t.obligations.lanes))
+        gauges.broken_subscriptions = self._directory.broken_subscriptions
         gauges.lanes_deliveries = of(
             lambda t: sum(len(lane.queue) for lane in list(t.obligations.lanes.values()))
         )
@@ -553,11 +596,11 @@ class Node:
             gauges.free_disk_bytes = lambda: disk.free_bytes(folder)
 
 
-def _sealing_keys(settings: Settings) -> sealing_keys.KeyRing:
+def _sealing_keys(settings: Settings, *, in_use: bool) -> sealing_keys.KeyRing:
     if settings.sealing_keys is not None:
         return sealing_keys.KeyRing.parse(settings.sealing_keys.get_secret_value())
     path = settings.sealing_key_file or settings.state_folder / "sealing.keys"
-    return sealing_keys.load_or_create(path, os.urandom)
+    return sealing_keys.load_or_create(path, os.urandom, in_use=in_use)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -16,7 +16,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import SplitResult, parse_qs, parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import (
@@ -64,7 +64,16 @@ DATABASE_URL_CHOICES: Mapping[str, Sequence[str]] = {
     ),
 }
 QUERY_SHOWN = frozenset(
-    {"host", "port", "user", "dbname", "database", "application_name", "sslrootcert", *DATABASE_URL_CHOICES}
+    {
+        "host",
+        "port",
+        "user",
+        "dbname",
+        "database",
+        "application_name",
+        "sslrootcert",
+        *DATABASE_URL_CHOICES,
+    }
 )
 """What is shown of a URL's query. Secrets go by too many names to leave out only those."""
 
@@ -128,7 +137,9 @@ def _database_url(value: SecretStr) -> SecretStr:
     ports = [_port_of(host) for host in hosts.split(",")] if hosts else []
     for listed in (query.get("port", [""])[-1], *_ports_of_hosts(query)):
         ports += listed.split(",") if listed else []
-    if not all(re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) <= 65_535 for port in ports if port):
+    if not all(
+        re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) <= 65_535 for port in ports if port
+    ):
         raise ValueError(
             "must have a port from 1 to 65535; in a user or password write / as %2F, ? as %3F, # as %23 and @ as %40"
         )
@@ -784,7 +795,7 @@ def _shown(cls: type[Settings], name: str, detail: ErrorDetails) -> str:
     field = cls.model_fields[name]
     if "Secret" in str(field.annotation):
         return REDACTED
-    if "_web_url" in str(field):
+    if WebUrl in get_args(field.annotation):
         given = detail["input"]
         return repr(redacted_url(given)) if isinstance(given, str) and "://" in given else REDACTED
     text = repr(detail["input"])

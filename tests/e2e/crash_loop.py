@@ -122,11 +122,11 @@ CAUGHT_BY: dict[str, Callable[[Findings], object]] = {
 }
 
 
-async def look_for_plant(fresh: Template, name: str, seed: int) -> Findings:
-    """Kill a server with a fault planted into it twice; what does the oracle say?"""
+async def look_for_plant(fresh: Template, name: str, seed: int, kills: int = 2) -> Findings:
+    """Kill a server with a fault planted into it; what does the oracle say?"""
     program = planted.program(name)
     async with scenario(fresh, rate=RATE, seed=seed, program=program) as running:
-        for _ in range(2):
+        for _ in range(kills):
             # Longer than an outcome may be unrecorded, or every duplicate would have its excuse.
             await running.under_load(int(RATE * UNRECORDED_SECONDS * 2))
             await running.kill_and_restart(program)

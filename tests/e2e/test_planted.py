@@ -1,6 +1,7 @@
 """Tests of the crash tests: a server with a fault planted into it must not get past their oracle.
 
-About ten seconds each, so only with OUTRIDER_TEST_LONG=1 or by `python -m tests.e2e.crash_loop --planted`.
+Two faults are looked for always, by one kill each: an event that is lost and one that is stored twice. All of them, by
+two kills each, take two minutes, so only with OUTRIDER_TEST_LONG=1 or by `python -m tests.e2e.crash_loop --planted`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ long = pytest.mark.skipif(
 
 def test_every_plant_has_its_finding() -> None:
     assert set(CAUGHT_BY) == set(PLANTS)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_past_open", "frames_stored_again"])
+async def test_the_oracle_finds_by_one_kill(name: str, fresh_state: Template) -> None:
+    found = await look_for_plant(fresh_state, name, seed=31, kills=1)
+    assert CAUGHT_BY[name](found), f"{found}\n{found.wrong()}"
 
 
 @long

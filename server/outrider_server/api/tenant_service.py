@@ -50,7 +50,7 @@ class TenantService(tenant_service_pb2_grpc.TenantServiceServicer):
                     f"{resource} is taken; the name of a deleted tenant is not given again",
                     metadata={"resource": resource},
                 )
-            work.tenant = made.id
+            work.changes(made.tenant)
         return tenant_message(made)
 
     @override

@@ -5,9 +5,7 @@ Refuses before anything is started what would fail after it: taken addresses, a 
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,29 +43,6 @@ def local_target(address: str, port: int) -> str:
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
     host = everywhere.get(host, host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def require_free(address: str, option: str) -> None:
-    """DemoError where somebody listens on `address` already, or this host does not have it."""
-    host, port = split_address(address)
-    if port == 0:
-        return
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As servers do: connections of an earlier run that linger do not count.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-            probe.listen(1)
-    except OSError as error:
-        # Name look-ups have numbers of their own, below zero.
-        number = error.errno or 0
-        why = os.strerror(number).lower() if number > 0 else error.strerror or str(error)
-        raise DemoError(
-            f"Cannot listen on {address} ({why}): stop what uses that port, or choose another address with {option}."
-        ) from None
 
 
 def require_room(folder: Path, floor_bytes: int) -> None:

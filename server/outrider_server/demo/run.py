@@ -49,7 +49,7 @@ from outrider_server.embedded.account import obstacle
 from outrider_server.embedded.errors import explain_os_error
 from outrider_server.settings import Settings
 from outrider_server.storage.database import DedicatedConnection, connect
-from outrider_server.supervisor import embedded_postgres
+from outrider_server.supervisor import embedded_postgres, require_free
 from outrider_server.telemetry.logs import configure
 
 DEFAULT_FOLDER = "run"
@@ -90,8 +90,8 @@ async def run_demo(settings: Settings, options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     with _stopped_by_signals(stop), hold(choice.folder):
         configured = configuration.demo_settings(settings, choice.folder)
-        configuration.require_free(configured.listen_address, "--listen-address")
-        configuration.require_free(configured.admin_address, "--admin-address")
+        require_free(configured.listen_address, "--listen-address")
+        require_free(configured.admin_address, "--admin-address")
         configuration.require_room(choice.folder, configured.free_disk_bytes_min)
         try:
             log = BoundedLog(choice.folder / LOG)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from outrider_server.storage.database import Connection, boot_mark
+from outrider_server.storage.database import BOOT_MARK_LENGTH, Connection, boot_mark
 from outrider_server.storage.queries import load
 
 FENCED = "OR001"
@@ -22,8 +22,21 @@ class TakenShard:
     record_no: int
 
 
+@dataclass(frozen=True, slots=True)
+class FreeShards:
+    """What a node may take: whether any shard is its own or nobody's, and the leases of others that have expired."""
+
+    unowned: bool
+    expired: frozenset[tuple[object, ...]]
+
+
 class LeaseLost(Exception):
     """Another boot of this node's name holds the lease."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(
+            f"another process runs as node {node!r}: give this one another node_name, or stop that one first"
+        )
 
 
 def fence_statement(epochs: Iterable[tuple[int, int]]) -> str:
@@ -43,6 +56,23 @@ async def database_clock_us(connection: Connection) -> int:
         await connection.fetchval(
             "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
         )
+    )
+
+
+async def has_incumbent(connection: Connection, node: str, boot: str) -> bool:
+    """Whether another boot of this name holds a lease and still has connections."""
+    return bool(
+        await connection.fetchval(load("has_incumbent"), node, boot, BOOT_MARK_LENGTH)
+    )
+
+
+async def find_free(connection: Connection, node: str) -> FreeShards:
+    """What `node` may take now."""
+    rows = await connection.fetch(load("find_free_shards"), node)
+    leases = [tuple(row) for row in rows]
+    return FreeShards(
+        unowned=any(lease[0] is None for lease in leases),
+        expired=frozenset(lease for lease in leases if lease[0] is not None),
     )
 
 
@@ -68,7 +98,7 @@ async def take_over(
             load("take_node"), node, boot, lease_seconds, address, again
         )
     if name is None:
-        raise LeaseLost(f"another process runs as node {node!r}")
+        raise LeaseLost(node)
     rows = await connection.fetch(load("free_shards"), node)
     holders = sorted({row["node"] for row in rows if row["node"] is not None} | {node})
     await connection.execute(load("terminate_backends"), holders, boot_mark(boot))
@@ -84,7 +114,7 @@ async def renew_lease(
 ) -> None:
     """Renew the lease; raises `LeaseLost` when another boot of this name took it."""
     if await connection.fetchrow(load("renew_lease"), node, boot, lease_seconds, address) is None:
-        raise LeaseLost(f"another process runs as node {node!r}")
+        raise LeaseLost(node)
 
 
 async def release(connection: Connection, node: str, boot: str) -> None:
