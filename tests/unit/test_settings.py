@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from outrider_server.settings import (
     GROUPS,
@@ -41,7 +43,7 @@ def write(folder: Path, text: str) -> Path:
 def test_command_line_beats_environment_beats_file_beats_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(tmp_path, "lane_deliveries_max = 1\nframe_events_max = 2\nkey_bytes_max = 100\n")
+    path = write(tmp_path, "lane_deliveries_max = 1\nframe_events_max = 2\njson_depth_max = 100\n")
     monkeypatch.setenv("OUTRIDER_LANE_DELIVERIES_MAX", "3")
     monkeypatch.setenv("OUTRIDER_FRAME_EVENTS_MAX", "4")
 
@@ -49,11 +51,11 @@ def test_command_line_beats_environment_beats_file_beats_default(
 
     assert settings.lane_deliveries_max == 5
     assert settings.frame_events_max == 4
-    assert settings.key_bytes_max == 100
+    assert settings.json_depth_max == 100
     assert settings.idempotency_hours == 24
     assert settings.origin("lane_deliveries_max") == "command line"
     assert settings.origin("frame_events_max") == "OUTRIDER_FRAME_EVENTS_MAX"
-    assert settings.origin("key_bytes_max") == str(path)
+    assert settings.origin("json_depth_max") == str(path)
     assert settings.origin("idempotency_hours") == "default"
 
 
@@ -287,6 +289,9 @@ def test_keys_are_shown_neither_by_render_nor_by_an_error() -> None:
         ("postgresql://u:a#b@h/d", "postgresql://[redacted]"),
         ("postgresql://u:a?b@h/d", "postgresql://[redacted]"),
         ("postgresql://u:a[b@h/d", "[redacted]"),
+        ("postgresql://h/d?passfile=/p", "postgresql://h/d?passfile=[redacted]"),
+        ("https://token@h/v1", "https://[redacted]@h/v1"),
+        ("https://u:s@h:1/v1?sig=s#s", "https://[redacted]@h:1/v1?sig=[redacted]"),
     ],
 )
 def test_password_is_found_wherever_it_stands(url: str, shown: str) -> None:
@@ -357,3 +362,92 @@ def test_host_name_that_is_no_node_name_is_made_one(monkeypatch: pytest.MonkeyPa
     assert Settings.load().node_name.startswith("Dr.-M-ller-s-box")
     monkeypatch.setattr("platform.node", lambda: "")
     assert Settings.load().node_name == "node"
+
+
+SECRETIVE = {
+    "database_url": (
+        "postgresql://u:s3cret@h/d?sslpassword=s3cret&x=s3cret",
+        ["mysql://u:s3cret@h/d", "postgresql://u:1/s3cret@h/d", "postgresql://u:s3cret[@h/d",
+         "postgresql://u:s3cret@h:s3cret/d", "postgresql://u:s3cret@h/d?sslmode=s3cret", ["s3cret"]],
+    ),
+    "otlp_endpoint": (
+        "https://u:s3cret@h/v1?api-key=s3cret&sig=s3cret#s3cret",
+        ["u:s3cret@h/v1", "ftp://u:s3cret@h/v1?key=s3cret", "https://u:s3cret[@h/v1",
+         "https://u:s3cret@h:99999/v1", "https://h:s3cret/v1?token=s3cret@h", ["https://s3cret@h"], b"https://s3cret"],
+    ),
+    "sealing_keys": ("kek_s3cret", [["kek_s3cret"], {"a": "s3cret"}]),
+}  # fmt: skip
+"""For each knob that can hold a secret: a value that is taken, and values that are refused."""
+
+
+@pytest.mark.parametrize("name", SECRETIVE)
+def test_a_knob_that_can_hold_a_secret_never_shows_it(name: str) -> None:
+    taken, refused = SECRETIVE[name]
+    settings = Settings.load({name: taken})
+    for text in (render(settings), repr(settings), str(settings)):
+        assert "s3cret" not in text
+    value = getattr(settings, name)
+    assert (value.get_secret_value() if isinstance(value, SecretStr) else value) == taken
+    for wrong in refused:
+        problems = problems_of(**{name: wrong})
+        assert problems[0].startswith(f"{name}: "), problems
+        assert "s3cret" not in "".join(problems), wrong
+
+
+def test_every_knob_for_a_url_or_a_secret_is_among_those_that_do_not_show_theirs() -> None:
+    named = {name for name in Settings.model_fields if re.search("url|endpoint|password|keys$", name)}
+    typed = {
+        name
+        for name, field in Settings.model_fields.items()
+        if "Secret" in str(field.annotation) or "url" in str(field.annotation)
+    }
+    assert named | typed == set(SECRETIVE)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("postgresql://u:p@h:notaport/d", "must have a port from 1 to 65535"),
+        ("postgresql://u:p@h:0/d", "must have a port from 1 to 65535"),
+        ("postgresql://u:p@h1:1,h2:x/d", "must have a port from 1 to 65535"),
+        ("postgresql://u:p@[::1]:x/d", "must have a port from 1 to 65535"),
+        ("postgresql:///d?host=/tmp&port=x", "must have a port from 1 to 65535"),
+        ("postgresql:///d?host=h:x", "must have a port from 1 to 65535"),
+        ("postgresql://h/d?sslmode=bogus", "must have sslmode as one of disable, "),
+        ("postgresql://h/d?sslnegotiation=bogus", "must have sslnegotiation as one of "),
+        ("postgresql://h/d?target_session_attrs=bogus", "must have target_session_attrs as one of "),
+        ("http://h/d", "must begin with postgresql://"),
+    ],
+)
+def test_a_database_url_that_could_never_connect_is_refused(url: str, says: str) -> None:
+    (problem,) = problems_of(database_url=url)
+    assert problem.startswith(f"database_url: {says}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://h/d",
+        "postgresql:///d",
+        "postgresql://u:p%2F%40@[::1]:5432,h2/d?sslmode=verify-full&target_session_attrs=primary",
+        "postgresql:///d?host=/var/run/a:b&port=5432",
+        "postgresql:///d?host=h1,h2&port=1,2",
+    ],
+)
+def test_a_database_url_of_every_form_is_taken(url: str) -> None:
+    settings = Settings.load({"database_url": url})
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == url
+
+
+def test_every_knob_is_read_by_the_server() -> None:
+    package = Path(inspect.getfile(Settings)).parent
+    sources = "".join(
+        path.read_text() for path in package.rglob("*.py") if path.name != "settings.py"
+    )
+    unread = {
+        name
+        for name in Settings.model_fields
+        if not re.search(rf"\b(settings|configured)\.{name}\b", sources)
+    }
+    assert unread == set()

@@ -31,6 +31,7 @@ from outrider_server.policy.obligations import Obligations
 from outrider_server.storage import event_log
 from outrider_server.storage.database import Connection
 from outrider_server.telemetry.counters import IngestCounters, LaneCounters, PersistCounters
+from outrider_server.telemetry.logs import PipelineLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class Persister:
         ingest: IngestCounters,
         counters: PersistCounters,
         lanes: LaneCounters,
+        log: PipelineLog,
         monotonic: Callable[[], float],
     ) -> None:
         self._obligations = obligations
@@ -140,6 +142,7 @@ class Persister:
         self._ingest = ingest
         self._counters = counters
         self._lanes = lanes
+        self._log = log
         self._monotonic = monotonic
         self._small: deque[PendingFrame] = deque()
         self._large: deque[PendingFrame] = deque()
@@ -241,7 +244,15 @@ class Persister:
             if fresh:
                 await self._commit_all(connection, fresh, large=large)
                 self._counters.commits += 1
-                self._counters.commit_seconds.observe(self._monotonic() - started)
+                seconds = self._monotonic() - started
+                self._counters.commit_seconds.observe(seconds)
+                self._log.log_batch(
+                    "persist",
+                    events=sum(len(frame.events) for frame in fresh),
+                    seconds=seconds,
+                    frames=len(fresh),
+                    large=large,
+                )
         except BaseException:
             self._counters.failures += 1
             error = Unavailable(

@@ -18,6 +18,7 @@ from outrider_server.policy.plans import RecordPlan
 from outrider_server.storage import records
 from outrider_server.storage.database import Connection
 from outrider_server.telemetry.counters import LaneCounters, RecordCounters
+from outrider_server.telemetry.logs import PipelineLog
 
 
 class Recorder:
@@ -34,6 +35,7 @@ class Recorder:
         recorded: Callable[[Iterable[Lane]], None],
         counters: RecordCounters,
         lanes: LaneCounters,
+        log: PipelineLog,
         monotonic: Callable[[], float],
     ) -> None:
         self._obligations = obligations
@@ -44,6 +46,7 @@ class Recorder:
         self._recorded = recorded
         self._counters = counters
         self._lanes = lanes
+        self._log = log
         self._monotonic = monotonic
         self._lock = asyncio.Lock()
 
@@ -81,5 +84,16 @@ class Recorder:
         counters.owed_inserted += len(plan.owed_inserts)
         counters.owed_removed += len(plan.owed_deletes)
         counters.commit_seconds.observe(seconds)
+        self._log.log_batch(
+            "record",
+            events=sum(len(attempt.sequences) for attempt in plan.attempts),
+            seconds=seconds,
+            attempts=len(plan.attempts),
+            shards=len(plan.shards),
+            owed_inserted=len(plan.owed_inserts),
+            owed_shrunk=len(plan.owed_updates),
+            owed_removed=len(plan.owed_deletes),
+            dead_letters=len(plan.dead_letters),
+        )
         for insert in plan.owed_inserts:
             self._lanes.spilled.add(insert.cause.name.lower(), count=len(insert.sequences))

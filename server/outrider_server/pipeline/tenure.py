@@ -193,6 +193,7 @@ async def open_tenure(
                 ingest=metrics.ingest,
                 counters=metrics.persist,
                 lanes=metrics.lanes,
+                log=parts.log,
                 monotonic=parts.monotonic,
             )
             tenure.recorder = Recorder(
@@ -204,6 +205,7 @@ async def open_tenure(
                 recorded=tenure._recorded,  # noqa: SLF001
                 counters=metrics.record,
                 lanes=metrics.lanes,
+                log=parts.log,
                 monotonic=parts.monotonic,
             )
             await tenure.recorder.record()

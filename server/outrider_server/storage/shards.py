@@ -61,9 +61,7 @@ async def database_clock_us(connection: Connection) -> int:
 
 async def has_incumbent(connection: Connection, node: str, boot: str) -> bool:
     """Whether another boot of this name holds a lease and still has connections."""
-    return bool(
-        await connection.fetchval(load("has_incumbent"), node, boot, BOOT_MARK_LENGTH)
-    )
+    return bool(await connection.fetchval(load("has_incumbent"), node, boot, BOOT_MARK_LENGTH))
 
 
 async def find_free(connection: Connection, node: str) -> FreeShards:

@@ -12,7 +12,7 @@ from tests.support import postgres
 
 from outrider_server.access.keys import KeyRing, NewKey, create_admin_key, create_key, make_text
 from outrider_server.domain.access import Role
-from outrider_server.domain.errors import AlreadyExists, Unauthenticated
+from outrider_server.domain.errors import AlreadyExists, InvalidArgument, Unauthenticated
 from outrider_server.storage.database import Connection, Database, StorageUnavailable
 
 
@@ -178,3 +178,12 @@ async def test_admin_key_opens_an_installation(storage: CountingDatabase) -> Non
     async with storage.transaction() as connection:
         with pytest.raises(AlreadyExists, match="ops"):
             _ = await create_admin_key(connection, os.urandom, name="ops")
+
+
+async def test_a_system_admins_key_with_an_unusable_id_is_not_stored(
+    storage: CountingDatabase,
+) -> None:
+    async with storage.transaction() as connection:
+        with pytest.raises(InvalidArgument):
+            _ = await create_admin_key(connection, os.urandom, name="A B")
+        assert await connection.fetchval("SELECT count(*) FROM api_key") == 0

@@ -126,6 +126,63 @@ async def test_pool_opens_without_a_database_and_then_says_so() -> None:
         _ = await connect(dsn, "record", node="n", boot=BOOT)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"database": "nowhere"}, 'database "nowhere" does not exist'),
+        ({"password": "wrong-s3cret"}, "password authentication failed"),
+        ({"host": "/nowhere-at-all"}, "No such file or directory"),
+        ({"host": "a..b"}, ""),
+        ({"host": "name.invalid"}, ""),
+        ({"host": "127.0.0.1", "port": "notaport"}, "notaport"),
+    ],
+)
+async def test_a_connection_that_cannot_be_made_says_where_to_and_why_but_no_password(
+    database: postgres.Database, change: dict[str, str], says: str
+) -> None:
+    parts = urlsplit(database.dsn)
+    query = dict(parse_qsl(parts.query))
+    given = {
+        "host": parts.hostname or query.get("host", ""),
+        "port": str(parts.port or query.get("port", 5432)),
+        "user": unquote(parts.username or ""),
+        "password": unquote(parts.password or ""),
+        "database": database.name,
+        **change,
+    }
+    if "password" in change and not parts.password:
+        pytest.skip("this server asks for no password")
+    who = f"{quote(given['user'], safe='')}:{quote(given['password'], safe='')}"
+    dsn = (
+        f"postgresql://{who}@/{given['database']}?host={quote(given['host'])}&port={given['port']}"
+    )
+    with pytest.raises(CannotConnect) as caught:
+        _ = await connect(dsn, "record", node="n", boot=BOOT)
+    text = str(caught.value)
+    assert text.startswith(
+        f"cannot connect to {given['host']}:{given['port']}/{given['database']}: "
+    )
+    assert says in caught.value.why
+    assert caught.value.why
+    assert "\n" not in text
+    assert given["password"] not in text
+
+
+@pytest.mark.parametrize(
+    ("dsn", "place"),
+    [
+        ("postgresql://u:s3cret@127.0.0.1:1/d", "127.0.0.1:1/d"),
+        ("postgresql://u:s3/cret@127.0.0.1:1/d", "the database"),
+        ("postgresql://u:s3[cret@127.0.0.1:1/d", "the database"),
+    ],
+)
+async def test_a_password_that_is_not_escaped_is_not_shown_as_a_place(dsn: str, place: str) -> None:
+    with pytest.raises(CannotConnect) as caught:
+        _ = await connect(dsn, "record", node="n", boot=BOOT)
+    assert caught.value.place == place
+    assert "cret" not in str(caught.value)
+
+
 async def test_dry_run_and_failed_transactions_leave_nothing(database: postgres.Database) -> None:
     insert = "INSERT INTO tenant (name, shard) VALUES ('a', 0)"
     async with Database(database.dsn, node="n", boot=BOOT) as pool:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import structlog
 from tests.support.node import event, running, soon, until
 from tests.support.postgres import Database
 from tests.support.receiver import Behaviour, Receiver
@@ -24,6 +25,28 @@ async def test_the_watch_tells_whether_free_disk_is_under_its_floor(
     await until(lambda: len(told) > 3)
     watching.cancel()
     assert told[:4] == [False, True, False, False]
+
+
+async def test_a_file_system_that_does_not_answer_changes_nothing_and_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = [1, OSError(5, "Input/output error"), OSError(5, "Input/output error"), 100]
+    told: list[bool] = []
+
+    def look(_: Path) -> int:
+        found = looks.pop(0) if looks else 100
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    monkeypatch.setattr(disk, "free_bytes", look)
+    with structlog.testing.capture_logs() as lines:
+        watching = asyncio.ensure_future(disk.watch(tmp_path, 10, 0, told.append))
+        await until(lambda: len(told) > 1)
+        watching.cancel()
+    assert told[:2] == [True, False]
+    assert [line["event"] for line in lines] == ["disk.unknown", "disk.known_again"]
+    assert "Input/output error" in lines[0]["error"]
 
 
 async def test_publishes_are_refused_while_the_disk_is_full_and_deliveries_go_on(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 
-from outrider_server.access.keys import digest, is_well_formed, make_text
+import pytest
+
+from outrider_server.access.keys import digest, is_well_formed, make_text, require_key_id
+from outrider_server.domain.errors import InvalidArgument
 
 FIXED = random.Random(7)
 
@@ -44,3 +47,17 @@ def test_other_texts_are_no_keys() -> None:
     text = make_text("k1", FIXED.randbytes)
     for other in ("", "ork_", " " + text, text + "\n", text.upper(), "x" * 10_000, "ork___", "é"):
         assert not is_well_formed(other)
+
+
+@pytest.mark.parametrize("name", ["a", "ops-1", "a" * 63, "-"])
+def test_a_key_of_every_id_that_is_let_through_can_be_used(name: str) -> None:
+    require_key_id(name)
+    assert is_well_formed(make_text(name, FIXED.randbytes))
+
+
+@pytest.mark.parametrize("name", ["", "A B", "x/../y", "a" * 100, "a_b", "a\n"])
+def test_an_id_that_no_key_could_be_used_with_is_refused(name: str) -> None:
+    assert not is_well_formed(make_text(name, FIXED.randbytes))
+    with pytest.raises(InvalidArgument, match="1 to 63 lower-case letters, digits and -") as caught:
+        require_key_id(name)
+    assert "\n" not in str(caught.value)
