@@ -156,12 +156,12 @@ def main() -> None:
         print(f"  check {check:6.0f}  load {load:6.0f}   {len(ast)} bytes of AST   {text}")
 
     print("hostile filters on a 256 KiB event, milliseconds an evaluation")
-    hostile = {
+    hostile: dict[str, object] = {
         "a": [n + 0.25 for n in range(1000)],
         "t": "x" * 120_000,
         "b": [[n] * 20 for n in range(1000)],
     }
-    small = {
+    small: dict[str, object] = {
         "a": [n + 0.25 for n in range(99)],
         "t": "x" * 120_000,
         "b": [[n] * 20 for n in range(1000)],

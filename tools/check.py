@@ -81,7 +81,7 @@ def lint() -> str:
 def types() -> str:
     run("mypy")
     # Programs beside the packages; the same settings hold for them.
-    run("mypy", "tools", "protos")
+    run("mypy", "tools", "protos", "benchmarks")
     return ""
 
 

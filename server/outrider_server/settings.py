@@ -63,6 +63,7 @@ DATABASE_URL_CHOICES: Mapping[str, Sequence[str]] = {
         "prefer-standby",
     ),
 }
+ESCAPES = "in a user, password or name write / as %2F, ? as %3F, # as %23 and @ as %40"
 QUERY_SHOWN = frozenset(
     {
         "host",
@@ -132,6 +133,9 @@ def _database_url(value: SecretStr) -> SecretStr:
     parts = _split_url(value.get_secret_value())
     if parts.scheme not in POSTGRES_SCHEMES:
         raise ValueError("must begin with postgresql:// or postgres://")
+    if "@" in parts.path or parts.fragment:
+        # Which part is the password cannot be told, and the client would take another one for the host.
+        raise ValueError(f"must have its parts apart; {ESCAPES}")
     query = parse_qs(parts.query)
     hosts = parts.netloc.rpartition("@")[2]
     ports = [_port_of(host) for host in hosts.split(",")] if hosts else []
@@ -140,9 +144,7 @@ def _database_url(value: SecretStr) -> SecretStr:
     if not all(
         re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) <= 65_535 for port in ports if port
     ):
-        raise ValueError(
-            "must have a port from 1 to 65535; in a user or password write / as %2F, ? as %3F, # as %23 and @ as %40"
-        )
+        raise ValueError(f"must have a port from 1 to 65535; {ESCAPES}")
     for name, choices in DATABASE_URL_CHOICES.items():
         if query.get(name, choices)[-1] not in choices:
             raise ValueError(f"must have {name} as one of {', '.join(choices)}")

@@ -167,7 +167,9 @@ async def running(dsn: str, *, limits: Limits | None = None, **options: Any) -> 
 
     async with Database(dsn, node="test", boot="0" * 32, connections_max=4) as database:
         keys = KeyRing(database)
-        tenancy = Tenancy(database, options.pop("changed", note), options.pop("holds", lambda _: True))
+        tenancy = Tenancy(
+            database, options.pop("changed", note), options.pop("holds", lambda _: True)
+        )
         servicers = [
             (
                 endpoint_service.SERVICE_NAME,

@@ -253,20 +253,29 @@ class RunningNode:
         """Calls with a system admin's key."""
         return As(self.channel, self.admin_key)
 
-    async def start(self) -> None:
-        """Run a new node until it serves."""
+    async def start(self, *, serving: bool = True) -> None:
+        """Run a new node until it serves, or until it can be spoken to."""
         self.node = Node(self.settings, self.dsn, database_folder=self._database_folder)
         self._task = asyncio.get_running_loop().create_task(self.node.run())
+        if serving:
+            await self.serves()
+        else:
+            task = self._task
+            await until(lambda: self.node.port or task.done())
+        self.channel = grpc.aio.insecure_channel(
+            f"127.0.0.1:{self.node.port}",
+            options=[("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)],
+        )
+
+    async def serves(self) -> None:
+        """Until it holds shards and serves; raises what it ended with before."""
+        assert self._task is not None
         ready = asyncio.ensure_future(self.node.ready())
         done, _ = await soon(asyncio.wait((ready, self._task), return_when=asyncio.FIRST_COMPLETED))
         if self._task in done:
             ready.cancel()
             await self._task  # tells why
             raise AssertionError("the node ended before it was ready")
-        self.channel = grpc.aio.insecure_channel(
-            f"127.0.0.1:{self.node.port}",
-            options=[("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)],
-        )
 
     async def stop(self) -> None:
         """Drain and end; raises what the node ended with."""
@@ -378,9 +387,14 @@ class RunningNode:
 
 @asynccontextmanager
 async def running(
-    dsn: str, folder: Path, *, database_folder: Path | None = None, **knobs: Any
+    dsn: str,
+    folder: Path,
+    *,
+    database_folder: Path | None = None,
+    serving: bool = True,
+    **knobs: Any,
 ) -> AsyncIterator[RunningNode]:
-    """Run a node over a migrated database; `knobs` are settings by name."""
+    """Run a node over a migrated database; `knobs` are settings by name. `serving`: wait until it serves."""
     settings = Settings(
         **{
             "listen_address": "127.0.0.1:0",
@@ -400,7 +414,7 @@ async def running(
         node.admin_key = await create_admin_key(connection, os.urandom)
     finally:
         await connection.close()
-    await node.start()
+    await node.start(serving=serving)
     try:
         yield node
     finally:

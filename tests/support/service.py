@@ -74,7 +74,7 @@ class Service:
     # Commands
 
     def run_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the server to its end. The embedded database must not be in use."""
+        """Run a command of the server to its end, beside the server or without it."""
         return subprocess.run(
             [*SERVER, *arguments],
             env=self._environment,
@@ -244,7 +244,7 @@ class Service:
             await asyncio.sleep(0.1)
 
     def balance_printed(self) -> dict[str, list[int]]:
-        """What `outrider-server balance` prints, which must say that all is accounted for. The server must be stopped.
+        """What `outrider-server balance` prints, which must say that all is accounted for.
 
         Per tenant: matched, delivered, dead, cancelled, owed, window.
         """

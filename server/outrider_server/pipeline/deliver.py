@@ -26,7 +26,6 @@ from outrider_server.policy.retry import next_attempt_at
 from outrider_server.telemetry.counters import DeliverCounters
 from outrider_server.telemetry.logs import PipelineLog
 
-
 TURNS_MAX = 16
 """Waiting lanes looked at when a request ends: each may have its share already. The rest have their turn soon."""
 

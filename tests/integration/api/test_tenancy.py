@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 from tests.support import postgres
+from tests.support.api import endpoint_request, running, subscription_request
 
+from outrider.v1 import tenant_service_pb2
 from outrider_server.api.tenancy import Tenancy, not_found
+from outrider_server.domain.errors import Unavailable
+from outrider_server.domain.tenant import Tenant
 from outrider_server.storage.database import Database, StorageUnavailable
+
+TENANT = Tenant(7, "demo", 5, config_version=1)
+
+
+def holds(shard: int) -> bool:
+    return shard == TENANT.shard
 
 
 @pytest.fixture
@@ -38,8 +49,8 @@ async def test_node_is_told_of_all_that_may_have_been_committed(
 
     raised: BaseException | None = None
     try:
-        async with Tenancy(storage, changed).work(dry_run=False) as work:
-            work.tenant = 7
+        async with Tenancy(storage, changed, holds).work(dry_run=False) as work:
+            work.changes(TENANT)
             if end is not None:
                 raise end
     except BaseException as error:  # noqa: BLE001 - the point is which one
@@ -55,12 +66,12 @@ async def test_node_is_told_before_the_change_ends_and_not_of_dry_runs(storage: 
         await asyncio.sleep(0)
         heard.append(tenant)
 
-    tenancy = Tenancy(storage, changed)
+    tenancy = Tenancy(storage, changed, holds)
     async with tenancy.work(dry_run=True) as work:
-        work.tenant = 7
+        work.changes(TENANT)
     assert heard == []
     async with tenancy.work(dry_run=False) as work:
-        work.tenant = 7
+        work.changes(TENANT)
         assert heard == []
     assert heard == [7]
 
@@ -70,5 +81,51 @@ async def test_failing_node_is_an_error_of_the_call(storage: Database) -> None:
         raise StorageUnavailable
 
     with pytest.raises(StorageUnavailable):
-        async with Tenancy(storage, changed).work(dry_run=False) as work:
-            work.tenant = 7
+        async with Tenancy(storage, changed, holds).work(dry_run=False) as work:
+            work.changes(TENANT)
+
+
+async def test_nothing_is_committed_for_a_tenant_whose_shard_another_node_holds(
+    database: postgres.Database,
+) -> None:
+    held = True
+    async with running(database.dsn, holds=lambda _: held) as api:
+        acme = await api.tenant("acme")
+        await acme.call("CreateEndpoint", endpoint_request("acme", "hook"))
+        heard = list(api.changed)
+        held = False
+        for caller, method, request in (
+            (acme, "CreateEndpoint", endpoint_request("acme", "other")),
+            (acme, "CreateSubscription", subscription_request("acme", "hook", "s")),
+            (
+                api.admin,
+                "CreateTenant",
+                tenant_service_pb2.CreateTenantRequest(tenant_id="late", tenant={}),
+            ),
+            (
+                api.admin,
+                "DeleteTenant",
+                tenant_service_pb2.DeleteTenantRequest(name="tenants/acme"),
+            ),
+        ):
+            refusal = await caller.refused(method, request)
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "NOT_READY")
+            assert refusal.retry_seconds == 1.0
+        assert api.changed == heard
+        async with api.database.connection() as connection:
+            for table, count in (("tenant", 1), ("endpoint", 1), ("subscription", 0)):
+                assert await connection.fetchval(f"SELECT count(*) FROM {table}") == count
+        held = True
+        await acme.call("CreateSubscription", subscription_request("acme", "hook", "s"))
+
+
+async def test_a_refused_change_tells_nobody(storage: Database) -> None:
+    heard: list[int] = []
+
+    async def changed(tenant: int) -> None:
+        heard.append(tenant)
+
+    with pytest.raises(Unavailable):
+        async with Tenancy(storage, changed, lambda _: False).work(dry_run=False) as work:
+            work.changes(TENANT)
+    assert heard == []

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.support.api import As
 from tests.support.node import RunningNode, event, running, soon, until
 from tests.support.postgres import Database
 from tests.support.receiver import Behaviour, Receiver
 
-from outrider.v1 import tenant_service_pb2
+from outrider.v1 import subscription_service_pb2, tenant_service_pb2
+from outrider_server.__main__ import _sentence
 from outrider_server.pipeline import tenure as tenure_module
 from outrider_server.pipeline.admission import Admission
-from outrider_server.storage.shards import LeaseLost
 
 
 async def test_every_backend_of_the_node_may_end_and_nothing_is_lost(
@@ -68,37 +70,108 @@ async def test_a_clean_end_records_everything_and_leaves_at_once(
     assert sum(receiver.delivered().values()) == 2
 
 
-async def test_a_later_process_of_the_same_name_replaces_an_earlier_one_for_good(
+SHORT_LEASE: dict[str, Any] = {
+    "lease_seconds": 2,
+    "lease_renew_seconds": 0.2,
+    "lease_margin_seconds": 0.5,
+}
+
+
+async def test_a_second_process_of_the_same_name_is_refused_and_the_first_goes_on(
     database: Database, tmp_path: Path
 ) -> None:
-    async with running(database.dsn, tmp_path, lease_seconds=30) as first:
+    async with running(database.dsn, tmp_path, **SHORT_LEASE) as first:
         demo = await first.tenant()
+        tenure = first.tenure
+        async with running(database.dsn, tmp_path, serving=False, **SHORT_LEASE) as second:
+            await until(lambda: "another process runs" in second.node.readiness()[1])
+            assert not second.node.readiness()[0]
+            error = await second.ended()
+            assert error is not None
+            sentence = _sentence(error, second.settings)
+            assert sentence is not None
+            assert "another process runs as node 'test'" in sentence
+            assert "node_name" in sentence
         await demo.publish(event())
-        async with running(database.dsn, tmp_path, lease_seconds=30) as second:
-            tenure = second.tenure
-            assert len(tenure.obligations.windows) == 64
-            error = await first.ended()
-            assert isinstance(error, LeaseLost | BaseExceptionGroup)
-            assert "LeaseLost" in repr(error)
-            await second.publish(demo.publisher, "demo", [event()])
-            assert second.tenure is tenure
-            assert len(await second.stored()) == 2
+        assert first.tenure is tenure
 
 
-async def test_a_node_of_another_name_gets_nothing_while_the_lease_holds(
+async def test_a_process_of_the_same_name_follows_one_that_goes(
     database: Database, tmp_path: Path
+) -> None:
+    async with running(database.dsn, tmp_path, lease_seconds=60) as first:
+        demo = await first.tenant()
+        async with running(database.dsn, tmp_path, serving=False, lease_seconds=60) as second:
+            await until(lambda: "another process runs" in second.node.readiness()[1])
+            await first.stop()
+            await second.serves()
+            assert len(second.tenure.obligations.windows) == 64
+            await second.publish(demo.publisher, "demo", [event()])
+
+
+async def test_a_node_whose_name_was_taken_ends(database: Database, tmp_path: Path) -> None:
+    async with running(database.dsn, tmp_path, **SHORT_LEASE) as node:
+        await node.fetch("UPDATE node SET boot = gen_random_uuid()")
+        error = await node.ended()
+        assert error is not None
+        assert "another process runs as node 'test'" in (_sentence(error, node.settings) or "")
+
+
+async def test_a_restart_after_a_crash_does_not_wait_for_its_own_lease(
+    database: Database, tmp_path: Path
+) -> None:
+    async with running(database.dsn, tmp_path, lease_seconds=300) as node:
+        await node.crash()
+        leases = await node.fetch("SELECT expires_at > now() + interval '1 min' AS live FROM node")
+        assert [row["live"] for row in leases] == [True]
+        async with asyncio.timeout(5):
+            await node.start()
+
+
+async def test_a_node_of_another_name_waits_and_changes_nothing_until_it_holds_shards(
+    database: Database, tmp_path: Path, receiver: Receiver
 ) -> None:
     async with running(database.dsn, tmp_path) as first:
         demo = await first.tenant()
-        async with running(database.dsn, tmp_path, node_name="other") as second:
-            assert not second.tenure.obligations.windows
+        endpoint = await demo.endpoint("hook", receiver.url("/hook"))
+        async with running(
+            database.dsn, tmp_path, serving=False, node_name="other", **SHORT_LEASE
+        ) as second:
+            await until(lambda: second.node.readiness()[1] == "another node holds the shards")
+            assert not second.node.readiness()[0]
+            health = health_pb2_grpc.HealthStub(second.channel)
+            answer = await soon(health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True))
+            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
             async with second.stream(demo.publisher) as stream:
-                await stream.open()
-                await stream.send(1, [event()])
-                assert await stream.refused(1) == "NOT_READY"
-                await stream.send(1, [event(data=b"{")])
-                assert await stream.refused(1) == "NOT_READY"
-        await demo.publish(event())
+                await stream.write(open={"producer": "sales-1", "session": 1})
+                assert (await stream.error()).reason == "NOT_READY"
+            there = As(second.channel, demo.admin_key)
+            request = subscription_service_pb2.CreateSubscriptionRequest(
+                parent="tenants/demo", subscription={"endpoint": endpoint, "types": ["*"]}
+            )
+            assert (await there.refused("CreateSubscription", request)).reason == "NOT_READY"
+            assert not await first.fetch("SELECT FROM subscription")
+            assert not await first.fetch("SELECT FROM node WHERE name = 'other'")
+            await demo.publish(event())
+
+            await first.stop()  # its lease ends: the other one takes over what it left
+            await second.serves()
+            assert second.node.readiness() == (True, "ready")
+            answer = await soon(health.Check(health_pb2.HealthCheckRequest()))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            await there.call("CreateSubscription", request)
+            await second.publish(demo.publisher, "demo", [event()])
+            await soon(receiver.wait_for_deliveries(1))
+
+
+async def test_no_change_is_taken_under_a_lease_that_is_not_trusted(node: RunningNode) -> None:
+    await node.tenant()
+    lease = node.node._lease
+    deadline, lease._deadline = lease._deadline, 0.0
+    request = tenant_service_pb2.CreateTenantRequest(tenant_id="late", tenant={})
+    assert (await node.admin.refused("CreateTenant", request)).reason == "NOT_READY"
+    lease._deadline = deadline
+    await node.admin.call("CreateTenant", request)
 
 
 async def test_a_change_made_while_a_tenure_begins_is_not_missed(

@@ -17,7 +17,7 @@ from outrider_server.secrets.errors import SealBrokenError, UnknownKeyError
 from outrider_server.secrets.keys import KeyEncryptionKey, KeyRing
 from outrider_server.secrets.sealing import Sealer
 from outrider_server.storage import endpoints, event_types, subscriptions, tenants
-from outrider_server.storage.configuration import load_all, load_tenant
+from outrider_server.storage.configuration import holds_sealed, load_all, load_tenant
 from outrider_server.storage.database import Connection, Database
 from outrider_server.storage.endpoints import EndpointSpec, SigningSecret, StoredEndpoint
 from outrider_server.storage.event_types import EventTypeSpec
@@ -199,6 +199,17 @@ async def test_sealed_value_opens_nowhere_else(storage: Database) -> None:
         )
         with pytest.raises(SealBrokenError):
             _ = await load_all(connection, SEALER)
+
+
+async def test_it_is_known_whether_anything_is_sealed(storage: Database) -> None:
+    async with storage.transaction() as connection:
+        tenant = await new_tenant(connection, "a")
+        assert not await holds_sealed(connection)
+    await new_endpoint(storage, tenant, "x")
+    async with storage.connection() as connection:
+        assert await holds_sealed(connection)
+        await connection.execute("UPDATE endpoint SET state = 4, deleted_at = now()")
+        assert not await holds_sealed(connection)
 
 
 async def test_thousands_of_rows_load_in_four_statements(storage: Database) -> None:

@@ -137,3 +137,43 @@ async def test_the_clock_is_the_databases(connection: asyncpg.Connection) -> Non
     after = await connection.fetchval("SELECT clock_timestamp()")
     assert before.timestamp() <= now_us / 1e6 + 1e-5
     assert now_us / 1e6 <= after.timestamp() + 1e-5
+
+
+async def test_an_incumbent_is_one_with_a_lease_and_connections(
+    connection: asyncpg.Connection, other: asyncpg.Connection, database: Database
+) -> None:
+    async def incumbent(boot: str = OTHER_BOOT) -> bool:
+        return await shards.has_incumbent(other, "one", boot)
+
+    assert not await incumbent()
+    await take(connection)
+    assert await incumbent()  # by its connection's name, `connection` is of this boot
+    assert not await incumbent(BOOT)
+    await other.execute("UPDATE node SET expires_at = now() - interval '1 s'")
+    assert not await incumbent()
+    await other.execute("UPDATE node SET expires_at = now() + interval '1 h'")
+    assert await incumbent()
+    await other.execute("UPDATE node SET boot = '22222222-0000-0000-0000-000000000003'")
+    assert not await incumbent()
+    await other.execute("UPDATE node SET boot = $1", BOOT)
+    await connection.close()
+    async with asyncio.timeout(10):
+        while await incumbent():  # a backend ends a moment after its connection
+            await asyncio.sleep(0.01)
+
+
+async def test_what_is_free_is_told_by_the_lease_it_was_held_under(
+    connection: asyncpg.Connection,
+) -> None:
+    assert await shards.find_free(connection, "two") == shards.FreeShards(True, frozenset())
+    await take(connection)
+    assert await shards.find_free(connection, "one") == shards.FreeShards(True, frozenset())
+    assert await shards.find_free(connection, "two") == shards.FreeShards(False, frozenset())
+    await connection.execute("UPDATE node SET expires_at = now() - interval '1 s'")
+    first = await shards.find_free(connection, "two")
+    assert (first.unowned, len(first.expired)) == (False, 1)
+    assert await shards.find_free(connection, "two") == first
+    await connection.execute("UPDATE node SET expires_at = expires_at + interval '1 ms'")
+    assert not (await shards.find_free(connection, "two")).expired & first.expired
+    await connection.execute("DELETE FROM node")
+    assert await shards.find_free(connection, "two") == shards.FreeShards(True, frozenset())

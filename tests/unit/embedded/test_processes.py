@@ -25,7 +25,7 @@ def end(data: Path) -> None:
 
 def test_the_pid_file_tells_who_and_how_far(tmp_path: Path) -> None:
     write_pid_file(tmp_path / "data", 42, "starting")
-    assert read_pid_file(tmp_path / "data") == PidFile(42, "starting", 5432, "/tmp")  # noqa: S108
+    assert read_pid_file(tmp_path / "data") == PidFile(42, "starting", 5432, "/tmp")
 
 
 @pytest.mark.parametrize("text", ["", "\n", "no number\n"])

@@ -141,15 +141,21 @@ def test_an_index_is_of_one_tenant() -> None:
         Index.build([subscription(1, "a"), subscription(2, "a", tenant=2)])
 
 
-def test_a_filter_that_cannot_be_loaded_names_its_subscription() -> None:
-    good = subscription(7, "a", text="x == 1")
-    for ast in (None, b"", b"garbage"):
-        broken = Subscription(
-            id=7, tenant=1, name="s", endpoint=1, types=("a",), filter_text="x == 1", filter_ast=ast
-        )
-        with pytest.raises(BrokenSubscription) as caught:
-            Index.build([good, broken])
-        assert caught.value.subscription == 7
+@pytest.mark.parametrize("ast", [None, b"", b"garbage"])
+def test_a_filter_that_cannot_be_loaded_matches_nothing_and_spoils_nothing(
+    ast: bytes | None,
+) -> None:
+    broken = Subscription(
+        id=7, tenant=1, name="s", endpoint=1, types=("a",), filter_text="x == 1", filter_ast=ast
+    )
+    index = Index.build([subscription(6, "a", text="x == 1"), broken, subscription(8, "a")])
+    assert targets(index, "a", {"x": 1}) == (6, 8)
+    assert [each.subscription for each in index.broken] == [7]
+    assert all(isinstance(each, BrokenSubscription) and each.problem for each in index.broken)
+    assert not Index.build([broken]).interested("a")
+    mended = Index.build([subscription(7, "a", text="x == 1")], previous=index)
+    assert mended.broken == ()
+    assert targets(mended, "a", {"x": 1}) == (7,)
 
 
 def test_a_payload_that_is_no_object_is_still_matched() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from structlog.testing import capture_logs
+
 from outrider_server.domain.event import Event
 from outrider_server.domain.subscription import Subscription
 from outrider_server.domain.tenant import Tenant, TenantConfiguration
@@ -60,3 +64,27 @@ def test_an_event_carries_whom_it_matched_under_which_version() -> None:
     event = Event(1, "a.x", b"1", 0)
     match(directory.by_name["demo"], event, 1, counters)
     assert (counters.events, counters.targets, counters.unmatched) == (4, 5, 1)
+
+
+def test_a_broken_subscription_is_told_once_and_counted_until_it_is_mended() -> None:
+    def broken(version: int) -> TenantConfiguration:
+        whole = configuration(1, version, "a", "a")
+        first, second = whole.subscriptions
+        return replace(
+            whole, subscriptions=(first, replace(second, filter_text="x == 1", filter_ast=b"?"))
+        )
+
+    directory = Directory()
+    with capture_logs() as told:
+        directory.load([broken(1), configuration(2, 1, "a", name="other")])
+        directory.load([broken(1), configuration(2, 1, "a", name="other")])
+        directory.replace(broken(2))
+    assert [(each["event"], each["tenant"], each["subscription"]) for each in told] == [
+        ("subscription.broken", "demo", 2)
+    ]
+    assert directory.broken_subscriptions() == 1
+    event, counters = Event(1, "a", b"1", 0), MatchCounters()
+    match(directory.by_name["demo"], event, 1, counters)
+    assert (event.targets, event.config_version) == ((1,), 2)
+    directory.replace(configuration(1, 3, "a", "a"))
+    assert directory.broken_subscriptions() == 0

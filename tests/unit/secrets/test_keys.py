@@ -117,3 +117,12 @@ def test_binary_and_oversized_files_are_refused(tmp_path: Path) -> None:
 def test_keys_do_not_show_themselves() -> None:
     ring = KeyRing((KeyEncryptionKey.of(b"secretsecretsecretsecretsecretse"),))
     assert "secret" not in repr(ring)
+
+
+def test_a_file_that_was_lost_is_not_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "keys"
+    with pytest.raises(KeyFileError, match=str(path)):
+        load_or_create(path, os.urandom, in_use=True)
+    assert not path.parent.exists()
+    made = load_or_create(path, os.urandom)
+    assert load_or_create(path, os.urandom, in_use=True) == made

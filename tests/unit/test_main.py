@@ -1,0 +1,130 @@
+"""The command line without a database: what is wrong is answered in one sentence, before anything is started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outrider_server.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith(("OUTRIDER_", "OTEL_", "PG")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """An address that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def refusal(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command ends with."""
+    assert main(arguments) == status
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    return line
+
+
+def serve(state: Path, **knobs: str) -> subprocess.CompletedProcess[str]:
+    """`serve` as a process of its own, because it decides how the whole process logs."""
+    given = {"STATE_FOLDER": str(state), "LISTEN_ADDRESS": "127.0.0.1:0", **knobs}
+    given.setdefault("ADMIN_ADDRESS", "127.0.0.1:0")
+    return subprocess.run(
+        [sys.executable, "-m", "outrider_server", "serve"],
+        env={**os.environ, **{f"OUTRIDER_{name}": value for name, value in given.items()}},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["A B", "x/../y", "a" * 100, "a_b"])
+def test_a_key_that_could_never_be_used_is_not_made(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    line = refusal(["create-admin-key", "--name", name, "--state-folder", str(state)], 1, capsys)
+    assert "an id has 1 to 63 lower-case letters, digits and -" in line
+    assert not state.exists()
+
+
+@pytest.mark.parametrize("command", ["balance", "migrate", "create-admin-key"])
+def test_a_database_that_refuses_is_told_by_its_place_and_without_password(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"127.0.0.1:{listener.getsockname()[1]}/d"
+    line = refusal([command, "--database-url", f"postgresql://u:s3cret@{place}"], 1, capsys)
+    assert line == (
+        f"outrider-server: cannot connect to {place}: Connection refused; check database_url"
+    )
+
+
+def test_a_database_url_that_could_never_connect_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = refusal(["migrate", "--database-url", "postgresql://u:s3cret@h:notaport/d"], 2, capsys)
+    assert line.startswith("database_url: must have a port")
+    assert "s3cret" not in line
+
+
+@pytest.mark.parametrize("knob", ["LISTEN_ADDRESS", "ADMIN_ADDRESS"])
+def test_a_taken_address_is_told_last_and_before_a_database_is_made(
+    knob: str, taken: str, tmp_path: Path
+) -> None:
+    ran = serve(tmp_path / "state", **{knob: taken})
+    assert ran.returncode == 1
+    line = ran.stderr.splitlines()[-1]
+    assert line.startswith(f"outrider-server: Cannot listen on {taken} (address already in use)")
+    assert line.endswith(f"with {knob.lower()}.")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_missing_exporter_is_told_by_the_package_to_install(tmp_path: Path) -> None:
+    try:
+        import opentelemetry.exporter.otlp.proto.http  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        pytest.skip("the exporter is installed here")
+    ran = serve(tmp_path / "state", OTLP_ENDPOINT="http://127.0.0.1:1/v1/metrics")
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert "pip install opentelemetry-exporter-otlp-proto-http" in line
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_configuration_that_is_printed_holds_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OUTRIDER_OTLP_ENDPOINT", "https://u:s3cret@h/v1?api-key=s3cret")
+    monkeypatch.setenv("OUTRIDER_DATABASE_URL", "postgresql://u:s3cret@h/d")
+    assert main(["config"]) == 0
+    printed = capsys.readouterr().out
+    assert "https://[redacted]@h/v1?api-key=[redacted]" in printed
+    assert "s3cret" not in printed
+
+
+def test_a_server_whose_database_refuses_ends_with_the_same_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"127.0.0.1:{listener.getsockname()[1]}/d"
+    ran = serve(tmp_path / "state", DATABASE_URL=f"postgresql://u:s3cret@{place}")
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1] == (
+        f"outrider-server: cannot connect to {place}: Connection refused; check database_url"
+    )
+    assert "s3cret" not in ran.stderr
+    assert "Traceback" not in ran.stderr
