@@ -122,7 +122,9 @@ CAUGHT_BY: dict[str, Callable[[Findings], object]] = {
 }
 
 
-async def look_for_plant(fresh: Template, name: str, seed: int, kills: int = 2) -> Findings:
+async def look_for_plant(
+    fresh: Template, name: str, seed: int, *, kills: int = 2, rest_seconds: float = RESUME_SECONDS
+) -> Findings:
     """Kill a server with a fault planted into it; what does the oracle say?"""
     program = planted.program(name)
     async with scenario(fresh, rate=RATE, seed=seed, program=program) as running:
@@ -131,7 +133,7 @@ async def look_for_plant(fresh: Template, name: str, seed: int, kills: int = 2) 
             await running.under_load(int(RATE * UNRECORDED_SECONDS * 2))
             await running.kill_and_restart(program)
         await running.under_load(100)
-        await running.rest(RESUME_SECONDS)
+        await running.rest(rest_seconds)
         return running.judge()
 
 

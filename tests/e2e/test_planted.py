@@ -29,7 +29,7 @@ def test_every_plant_has_its_finding() -> None:
 
 @pytest.mark.parametrize("name", ["checkpoint_past_open", "frames_stored_again"])
 async def test_the_oracle_finds_by_one_kill(name: str, fresh_state: Template) -> None:
-    found = await look_for_plant(fresh_state, name, seed=31, kills=1)
+    found = await look_for_plant(fresh_state, name, seed=31, kills=1, rest_seconds=5.0)
     assert CAUGHT_BY[name](found), f"{found}\n{found.wrong()}"
 
 

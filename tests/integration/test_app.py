@@ -116,12 +116,11 @@ async def test_a_tenant_that_cannot_be_read_again_keeps_what_it_had_and_ends_not
     (row,) = await node.fetch("SELECT id, tenant, sealed FROM endpoint")
     await node.fetch("UPDATE endpoint SET sealed = 'damaged'")
     tenure = node.tenure
-    told: list[Any] = []
-
-    def unreadable() -> list[Any]:
-        return [each for each in told if each["event"] == "configuration.unreadable"]
-
     with capture_logs() as told:
+
+        def unreadable() -> list[Any]:
+            return [each for each in told if each["event"] == "configuration.unreadable"]
+
         node.node._changed_unread.add(row["tenant"])
         await until(unreadable)
         await demo.publish(event())
