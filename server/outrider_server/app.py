@@ -144,7 +144,7 @@ class Node:
                 large_event_bytes=settings.large_event_bytes,
             )
             large = LargeEvents(limits, self.metrics.match)
-            stack.callback(large.close)
+            stack.push_async_callback(large.close)
             ingest_bytes = int(settings.node_payload_bytes_max * (1 - LANES_SHARE) / 2)
             self._admission = Admission(
                 directory=self._directory,
