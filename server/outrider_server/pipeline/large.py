@@ -32,6 +32,7 @@ from outrider_server.telemetry.counters import MatchCounters
 INDEXES_MAX = 64
 """Tenants whose index the child holds; of others it asks for the subscriptions again."""
 
+PIECE_BYTES = 64 * 1024
 END_SECONDS_MAX = 2.0
 
 _LENGTH = struct.Struct("<Q")
@@ -129,8 +130,11 @@ class LargeEvents:
         assert child.stdout is not None
         request = pickle.dumps((event, version, subscriptions, self._limits.json_depth_max), 5)
         child.stdin.write(_LENGTH.pack(len(request)))
-        child.stdin.write(request)
-        await child.stdin.drain()
+        # In pieces: a child that reads as fast as we write would keep the loop in one write to the end.
+        for start in range(0, len(request), PIECE_BYTES):
+            child.stdin.write(request[start : start + PIECE_BYTES])
+            await child.stdin.drain()
+            await asyncio.sleep(0)
         (length,) = _LENGTH.unpack(await child.stdout.readexactly(_LENGTH.size))
         answer: _Answer = pickle.loads(await child.stdout.readexactly(length))  # noqa: S301 - our own child
         return answer

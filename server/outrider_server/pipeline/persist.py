@@ -385,7 +385,7 @@ class Persister:
                 for f in group
                 if f.session is not None and f.result is not None
             ]
-            await event_log.append(connection, assigned, key_rows, frames)
+            await event_log.append(connection, assigned, key_rows, frames, large=large)
         except event_log.DataRefused:
             for event in reversed(assigned):
                 self._obligations.aborted(event)
