@@ -626,15 +626,7 @@ class Obligations:
             route = self.routes.get(found.subscription)
             if route is None or not route.active or route.lane is not lane:
                 continue
-            row = OwedRow(
-                found.shard,
-                found.id,
-                found.tenant,
-                found.subscription,
-                found.sequences,
-                found.attempt,
-            )
-            row.retry = found.due_us > 0
+            row = _held(found)
             row.waiting = sorted(found.sequences, reverse=True)
             lane.rows[key] = row
             lane.waiting_rows.append(row)
@@ -740,15 +732,7 @@ class Obligations:
                 ending = [sequence for sequence in found.sequences if sequence < expired_below]
             if not ending:
                 continue
-            row = OwedRow(
-                found.shard,
-                found.id,
-                found.tenant,
-                found.subscription,
-                found.sequences,
-                found.attempt,
-            )
-            row.retry = found.due_us > 0
+            row = _held(found)
             self._ending[key] = row  # nobody claims it until the record that changes it is durable
             endpoint = lane.endpoint.id if lane is not None else 0
             for sequence in ending:
@@ -1069,3 +1053,17 @@ def _lane_of(route: Route) -> Lane:
 
 def _queue_bytes(lane: Lane) -> int:
     return lane.queue_bytes
+
+
+def _held(found: FoundRow) -> OwedRow:
+    """A row as read from the log, to be held in memory."""
+    row = OwedRow(
+        found.shard,
+        found.id,
+        found.tenant,
+        found.subscription,
+        found.sequences,
+        found.attempt,
+    )
+    row.retry = found.due_us > 0
+    return row
