@@ -28,7 +28,7 @@ from outrider.v1 import error_reason_pb2 as outrider_dot_v1_dot_error__reason__p
 from outrider.v1 import event_pb2 as outrider_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n outrider/v1/ingest_service.proto\x12\x0boutrider.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1eoutrider/v1/error_reason.proto\x1a\x17outrider/v1/event.proto\"\xa6\x01\n\x14PublishStreamRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.outrider.v1.OpenStreamH\x00\x12#\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.outrider.v1.FrameH\x00\x12\x35\n\x0blarge_frame\x18\x03 \x01(\x0b\x32\x1e.outrider.v1.LargeFrameRequestH\x00\x42\t\n\x07message\"/\n\nOpenStream\x12\x10\n\x08producer\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x04\"K\n\x05\x46rame\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\"\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x12.outrider.v1.Event\"(\n\x11LargeFrameRequest\x12\x13\n\x0b\x66rame_bytes\x18\x01 \x01(\x04\"\xad\x02\n\x15PublishStreamResponse\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x19.outrider.v1.StreamOpenedH\x00\x12$\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x15.outrider.v1.FrameAckH\x00\x12,\n\x07refused\x18\x03 \x01(\x0b\x32\x19.outrider.v1.FrameRefusedH\x00\x12%\n\x06window\x18\x04 \x01(\x0b\x32\x13.outrider.v1.WindowH\x00\x12\x33\n\x0blarge_frame\x18\x05 \x01(\x0b\x32\x1c.outrider.v1.LargeFrameGrantH\x00\x12,\n\ngoing_away\x18\x06 \x01(\x0b\x32\x16.outrider.v1.GoingAwayH\x00\x42\t\n\x07message\"\x88\x01\n\x0cStreamOpened\x12\x12\n\nlast_frame\x18\x01 \x01(\x04\x12#\n\x06window\x18\x02 \x01(\x0b\x32\x13.outrider.v1.Window\x12\x18\n\x10\x66rame_events_max\x18\x03 \x01(\r\x12\x17\n\x0f\x66rame_bytes_max\x18\x04 \x01(\r\x12\x0c\n\x04node\x18\x05 \x01(\t\"\'\n\x06Window\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"&\n\x0fLargeFrameGrant\x12\x13\n\x0b\x66rame_bytes\x18\x01 \x01(\x04\"\x0b\n\tGoingAway\"{\n\x08\x46rameAck\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12!\n\x03ids\x18\x02 \x03(\x0b\x32\x14.outrider.v1.IdRange\x12)\n\x07results\x18\x03 \x03(\x0b\x32\x18.outrider.v1.EventResult\x12\x11\n\tduplicate\x18\x04 \x01(\x08\"E\n\x07IdRange\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x03\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04step\x18\x04 \x01(\r\"q\n\x0b\x45ventResult\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x02id\x18\x02 \x01(\x03H\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.outrider.v1.EventErrorH\x00\x12\x11\n\tduplicate\x18\x04 \x01(\x08\x42\x08\n\x06result\"G\n\nEventError\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.outrider.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x89\x01\n\x0c\x46rameRefused\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.outrider.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"D\n\x0ePublishRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\"\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x12.outrider.v1.Event\"<\n\x0fPublishResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.outrider.v1.EventResult2\xe3\x01\n\rIngestService\x12Z\n\rPublishStream\x12!.outrider.v1.PublishStreamRequest\x1a\".outrider.v1.PublishStreamResponse(\x01\x30\x01\x12v\n\x07Publish\x12\x1b.outrider.v1.PublishRequest\x1a\x1c.outrider.v1.PublishResponse\"0\x82\xd3\xe4\x93\x02*\"%/v1/{parent=tenants/*}/events:publish:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n outrider/v1/ingest_service.proto\x12\x0boutrider.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1eoutrider/v1/error_reason.proto\x1a\x17outrider/v1/event.proto\"\xa6\x01\n\x14PublishStreamRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.outrider.v1.OpenStreamH\x00\x12#\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.outrider.v1.FrameH\x00\x12\x35\n\x0blarge_frame\x18\x03 \x01(\x0b\x32\x1e.outrider.v1.LargeFrameRequestH\x00\x42\t\n\x07message\"/\n\nOpenStream\x12\x10\n\x08producer\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x04\"K\n\x05\x46rame\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\"\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x12.outrider.v1.Event\"(\n\x11LargeFrameRequest\x12\x13\n\x0b\x66rame_bytes\x18\x01 \x01(\x04\"\xad\x02\n\x15PublishStreamResponse\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x19.outrider.v1.StreamOpenedH\x00\x12$\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x15.outrider.v1.FrameAckH\x00\x12,\n\x07refused\x18\x03 \x01(\x0b\x32\x19.outrider.v1.FrameRefusedH\x00\x12%\n\x06window\x18\x04 \x01(\x0b\x32\x13.outrider.v1.WindowH\x00\x12\x33\n\x0blarge_frame\x18\x05 \x01(\x0b\x32\x1c.outrider.v1.LargeFrameGrantH\x00\x12,\n\ngoing_away\x18\x06 \x01(\x0b\x32\x16.outrider.v1.GoingAwayH\x00\x42\t\n\x07message\"\x88\x01\n\x0cStreamOpened\x12\x12\n\nlast_frame\x18\x01 \x01(\x04\x12#\n\x06window\x18\x02 \x01(\x0b\x32\x13.outrider.v1.Window\x12\x18\n\x10\x66rame_events_max\x18\x03 \x01(\r\x12\x17\n\x0f\x66rame_bytes_max\x18\x04 \x01(\r\x12\x0c\n\x04node\x18\x05 \x01(\t\"\'\n\x06Window\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"&\n\x0fLargeFrameGrant\x12\x13\n\x0b\x66rame_bytes\x18\x01 \x01(\x04\"\x0b\n\tGoingAway\"\xa3\x01\n\x08\x46rameAck\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12!\n\x03ids\x18\x02 \x03(\x0b\x32\x14.outrider.v1.IdRange\x12)\n\x07results\x18\x03 \x03(\x0b\x32\x18.outrider.v1.EventResult\x12\x11\n\tduplicate\x18\x04 \x01(\x08\x12&\n\x05homes\x18\x05 \x03(\x0b\x32\x17.outrider.v1.TenantHome\"-\n\nTenantHome\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"E\n\x07IdRange\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x03\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04step\x18\x04 \x01(\r\"q\n\x0b\x45ventResult\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x02id\x18\x02 \x01(\x03H\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.outrider.v1.EventErrorH\x00\x12\x11\n\tduplicate\x18\x04 \x01(\x08\x42\x08\n\x06result\"G\n\nEventError\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.outrider.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x89\x01\n\x0c\x46rameRefused\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.outrider.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"D\n\x0ePublishRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\"\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x12.outrider.v1.Event\"<\n\x0fPublishResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.outrider.v1.EventResult2\xe3\x01\n\rIngestService\x12Z\n\rPublishStream\x12!.outrider.v1.PublishStreamRequest\x1a\".outrider.v1.PublishStreamResponse(\x01\x30\x01\x12v\n\x07Publish\x12\x1b.outrider.v1.PublishRequest\x1a\x1c.outrider.v1.PublishResponse\"0\x82\xd3\xe4\x93\x02*\"%/v1/{parent=tenants/*}/events:publish:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,20 +55,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LARGEFRAMEGRANT']._serialized_end=1027
   _globals['_GOINGAWAY']._serialized_start=1029
   _globals['_GOINGAWAY']._serialized_end=1040
-  _globals['_FRAMEACK']._serialized_start=1042
-  _globals['_FRAMEACK']._serialized_end=1165
-  _globals['_IDRANGE']._serialized_start=1167
-  _globals['_IDRANGE']._serialized_end=1236
-  _globals['_EVENTRESULT']._serialized_start=1238
-  _globals['_EVENTRESULT']._serialized_end=1351
-  _globals['_EVENTERROR']._serialized_start=1353
-  _globals['_EVENTERROR']._serialized_end=1424
-  _globals['_FRAMEREFUSED']._serialized_start=1427
-  _globals['_FRAMEREFUSED']._serialized_end=1564
-  _globals['_PUBLISHREQUEST']._serialized_start=1566
-  _globals['_PUBLISHREQUEST']._serialized_end=1634
-  _globals['_PUBLISHRESPONSE']._serialized_start=1636
-  _globals['_PUBLISHRESPONSE']._serialized_end=1696
-  _globals['_INGESTSERVICE']._serialized_start=1699
-  _globals['_INGESTSERVICE']._serialized_end=1926
+  _globals['_FRAMEACK']._serialized_start=1043
+  _globals['_FRAMEACK']._serialized_end=1206
+  _globals['_TENANTHOME']._serialized_start=1208
+  _globals['_TENANTHOME']._serialized_end=1253
+  _globals['_IDRANGE']._serialized_start=1255
+  _globals['_IDRANGE']._serialized_end=1324
+  _globals['_EVENTRESULT']._serialized_start=1326
+  _globals['_EVENTRESULT']._serialized_end=1439
+  _globals['_EVENTERROR']._serialized_start=1441
+  _globals['_EVENTERROR']._serialized_end=1512
+  _globals['_FRAMEREFUSED']._serialized_start=1515
+  _globals['_FRAMEREFUSED']._serialized_end=1652
+  _globals['_PUBLISHREQUEST']._serialized_start=1654
+  _globals['_PUBLISHREQUEST']._serialized_end=1722
+  _globals['_PUBLISHRESPONSE']._serialized_start=1724
+  _globals['_PUBLISHRESPONSE']._serialized_end=1784
+  _globals['_INGESTSERVICE']._serialized_start=1787
+  _globals['_INGESTSERVICE']._serialized_end=2014
 # @@protoc_insertion_point(module_scope)

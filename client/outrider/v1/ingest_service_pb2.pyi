@@ -95,16 +95,26 @@ class GoingAway(_message.Message):
     def __init__(self) -> None: ...
 
 class FrameAck(_message.Message):
-    __slots__ = ("number", "ids", "results", "duplicate")
+    __slots__ = ("number", "ids", "results", "duplicate", "homes")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    HOMES_FIELD_NUMBER: _ClassVar[int]
     number: int
     ids: _containers.RepeatedCompositeFieldContainer[IdRange]
     results: _containers.RepeatedCompositeFieldContainer[EventResult]
     duplicate: bool
-    def __init__(self, number: _Optional[int] = ..., ids: _Optional[_Iterable[_Union[IdRange, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[EventResult, _Mapping]]] = ..., duplicate: bool = ...) -> None: ...
+    homes: _containers.RepeatedCompositeFieldContainer[TenantHome]
+    def __init__(self, number: _Optional[int] = ..., ids: _Optional[_Iterable[_Union[IdRange, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[EventResult, _Mapping]]] = ..., duplicate: bool = ..., homes: _Optional[_Iterable[_Union[TenantHome, _Mapping]]] = ...) -> None: ...
+
+class TenantHome(_message.Message):
+    __slots__ = ("tenant", "address")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    address: str
+    def __init__(self, tenant: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class IdRange(_message.Message):
     __slots__ = ("tenant", "first", "count", "step")

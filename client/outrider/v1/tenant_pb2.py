@@ -28,7 +28,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18outrider/v1/tenant.proto\x12\x0boutrider.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x02\n\x06Tenant\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x14\n\x0cstrict_types\x18\x03 \x01(\x08\x12\x13\n\x05shard\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t:&\xea\x41#\n\x0foutrider/Tenant\x12\x10tenants/{tenant}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18outrider/v1/tenant.proto\x12\x0boutrider.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x02\n\x06Tenant\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x14\n\x0cstrict_types\x18\x03 \x01(\x08\x12\x13\n\x05shard\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\x12\x19\n\x06shards\x18\x08 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18@(\x00:&\xea\x41#\n\x0foutrider/Tenant\x12\x10tenants/{tenant}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,8 +45,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANT'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_TENANT'].fields_by_name['update_time']._loaded_options = None
   _globals['_TENANT'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_TENANT'].fields_by_name['shards']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['shards']._serialized_options = b'\272H\006\032\004\030@(\000'
   _globals['_TENANT']._loaded_options = None
   _globals['_TENANT']._serialized_options = b'\352A#\n\017outrider/Tenant\022\020tenants/{tenant}'
   _globals['_TENANT']._serialized_start=164
-  _globals['_TENANT']._serialized_end=431
+  _globals['_TENANT']._serialized_end=458
 # @@protoc_insertion_point(module_scope)
