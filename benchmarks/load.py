@@ -15,8 +15,8 @@ import gc
 import json
 import sys
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +49,60 @@ class Producer:
     """One publisher, and the intended times of what it has not had acknowledged yet. `number` is that of the run."""
 
     def __init__(
-        self, load: Load, number: int, target: str, key: str, name: str, linger_ms: float
+        self,
+        load: Load,
+        number: int,
+        target: str,
+        key: str,
+        name: str,
+        linger_ms: float,
+        *,
+        follow_homes: bool,
     ) -> None:
         self.number = number
         self.sent = 0
         self.acked = 0
         self.rejected = 0
         self.duplicate_frames = 0
-        self.times: deque[int] = deque()
+        self.times: defaultdict[str, deque[int]] = defaultdict(deque)
+        self._acked_of: Counter[str] = Counter()
         self._load = load
-        self.publisher = Publisher(target, key, name, linger_ms=linger_ms, on_ack=self._acked)
+        self.publisher = Publisher(
+            target,
+            key,
+            name,
+            linger_ms=linger_ms,
+            follow_homes=follow_homes,
+            on_ack=self._acked,
+        )
 
     def _acked(self, report: FrameReport) -> None:
-        """Frames are acknowledged in order, so the oldest times are those of this frame's events."""
+        """A tenant's events are acknowledged in order, so its oldest times are those of this frame's events."""
         load = self._load
         now_us = load.now_us()
-        times = self.times
-        of_frame = [times.popleft() for _ in range(report.events)]
+        of_frame: list[int] = []
+        for tenant, events in report.tenants.items():
+            times = self.times[tenant]
+            of_frame += [times.popleft() for _ in range(events)]
+            self._acked_of[tenant] += events
         self.acked += report.events
         self.rejected += report.rejected
         self.duplicate_frames += report.duplicate
         load.acknowledged(of_frame, now_us, report)
+
+    def acked_in_order(self, tenants: Iterable[str]) -> int:
+        """How many of its first events are acknowledged without a gap; `tenants` are those of its events, in order.
+
+        Over several lines a later event may be acknowledged before an earlier one of another tenant.
+        """
+        if self.acked == self.sent:
+            return self.acked
+        left = Counter(self._acked_of)
+        for count, tenant in enumerate(tenants):
+            if not left[tenant]:
+                return count
+            left[tenant] -= 1
+        return self.acked
 
 
 class Load:
@@ -103,6 +136,7 @@ class Load:
                 specification["key"],
                 f"bench-{specification['mark']}-{number}",
                 plan.publisher_linger_ms,
+                follow_homes=specification.get("follow_homes", True),
             )
             for number in range(self.index, plan.producers, plan.generators)
         ]
@@ -184,7 +218,7 @@ class Load:
             data=payload(number, time_us, self._tails[route]),
         )
         # Before the call: the frame may be answered before the call returns to us.
-        producer.times.append(time_us)
+        producer.times[tenant].append(time_us)
         producer.sent += 1
         handle = await producer.publisher.send(event)
         if number % SAMPLE_EVERY == 0:
@@ -214,7 +248,10 @@ class Load:
         stats = [producer.publisher.stats for producer in self.producers]
         return {
             "sent": {str(producer.number): producer.sent for producer in self.producers},
-            "acked": {str(producer.number): producer.acked for producer in self.producers},
+            "acked": {
+                str(producer.number): producer.acked_in_order(self._tenants_of(producer))
+                for producer in self.producers
+            },
             "rejected": sum(producer.rejected for producer in self.producers),
             "duplicate_frames": sum(producer.duplicate_frames for producer in self.producers),
             "frames": self.frames,
@@ -225,6 +262,12 @@ class Load:
             "event_ids": {str(number): told for number, told in self.samples.items()},
             "acks": [latencies.encode() for latencies in self.acks],
         }
+
+    def _tenants_of(self, producer: Producer) -> Iterator[str]:
+        """The tenant of each event that the producer sent."""
+        step, kinds = self.plan.producers, self._kinds
+        for place in range(producer.sent):
+            yield kinds[(producer.number + place * step) % len(kinds)][0]
 
     async def close(self) -> None:
         """End the streams. What is unanswered by now is told in the report already."""
@@ -255,6 +298,7 @@ class LargeLoad:
         return time.monotonic_ns() // 1000 - self._epoch_us
 
     def _acked(self, report: FrameReport) -> None:
+        # One tenant: its events are acknowledged in the order they were sent.
         self.acks.add([self._now_us() - self._times.popleft() for _ in range(report.events)])
         self.acked += report.events
         self.rejected += report.rejected

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -78,6 +79,7 @@ class Frame:
     """
 
     __slots__ = (
+        "_tenant_set",
         "ack",
         "bytes",
         "cost",
@@ -110,6 +112,7 @@ class Frame:
         self.size = 0
         self.parts: list[bytes] = []
         self.tenants: list[str] | None = None
+        self._tenant_set: frozenset[str] | None = None
         self.message: bytes | None = None
         self.place: Place | None = None
         self.sent_at = 0.0
@@ -137,6 +140,21 @@ class Frame:
                 self.tenant = tenant
         self.events = index + 1
         return index
+
+    def holds(self, tenant: str) -> bool:
+        """Whether events of the tenant are in it."""
+        if self.tenants is None:
+            return tenant == self.tenant
+        if not self.number:
+            return tenant in self.tenants
+        # Sealed: nothing is added any more, and a publisher that spreads many tenants asks for each of them.
+        if self._tenant_set is None:
+            self._tenant_set = frozenset(self.tenants)
+        return tenant in self._tenant_set
+
+    def tenant_events(self) -> dict[str, int]:
+        """How many events of each tenant are in it."""
+        return {self.tenant: self.events} if self.tenants is None else dict(Counter(self.tenants))
 
     def seal(self, session: int, number: int, default_tenant: str) -> None:
         """Give the frame its number and its final bytes."""

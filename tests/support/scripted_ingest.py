@@ -4,6 +4,9 @@ A real gRPC server over a log in memory. A `script` decides what becomes of each
 default stores and acknowledges it. What a client does against `ingest_service.proto` is collected in `violations`:
 numbers with gaps, a frame sent again with other bytes, more under way than the window, a large frame without a grant.
 Frames are kept as the bytes that came, so "unchanged" means byte for byte.
+
+Several servers may share one log, as nodes do: what one stored, the others know. `homes` tells where tenants live; a
+server that stores events of a tenant that lives elsewhere names its homes in the acknowledgement.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from outrider.v1.ingest_service_pb2 import (
     PublishStreamRequest,
     PublishStreamResponse,
     StreamOpened,
+    TenantHome,
     Window,
 )
 
@@ -98,8 +102,25 @@ class _Producer:
     seen: dict[tuple[int, int], bytes] = field(default_factory=dict)
 
 
+@dataclass
+class Log:
+    """What is stored: shared by all servers of a cluster."""
+
+    events: list[tuple[str, int, Event]] = field(default_factory=list)
+    nodes: list[str] = field(default_factory=list)
+    """By which server each event came, its target."""
+    producers: dict[str, _Producer] = field(default_factory=dict)
+    homes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Addresses by tenant; several where it is split."""
+    violations: list[str] = field(default_factory=list)
+    next_id: int = 1_000_000
+
+
 class ScriptedIngest:
-    """The server. `async with ScriptedIngest() as server:` listens at `server.target`."""
+    """The server. `async with ScriptedIngest() as server:` listens at `server.target`.
+
+    `node` is the address that it gives for its own; by default that at which it listens.
+    """
 
     def __init__(
         self,
@@ -109,7 +130,8 @@ class ScriptedIngest:
         window_bytes: int = 8 * 1024 * 1024,
         api_key: str | None = None,
         keep_events: bool = True,
-        node: str = "127.0.0.1:1",
+        node: str = "",
+        log: Log | None = None,
     ) -> None:
         self.script: Script = script or (lambda _: Take())
         self.window_frames = window_frames
@@ -117,9 +139,12 @@ class ScriptedIngest:
         self.api_key = api_key
         self.keep_events = keep_events
         self.node = node
-        self.log: list[tuple[str, int, Event]] = []
+        self.shared = log or Log()
+        self.log = self.shared.events
+        self.violations = self.shared.violations
+        self.producers = self.shared.producers
+        self.homes = self.shared.homes
         self.events_stored = 0
-        self.violations: list[str] = []
         self.streams = 0
         self.sessions: list[int] = []
         self.frames_received = 0
@@ -130,10 +155,12 @@ class ScriptedIngest:
         self.answering.set()
         self.received = asyncio.Condition()
         """Notified on each frame that arrives."""
-        self.producers: dict[str, _Producer] = {}
+        self.opened_by: list[str] = []
+        """The producer of each stream, in order of their opening."""
+        self.peers: set[str] = set()
+        """The connections that streams came on."""
         self.target = ""
         self.port = 0
-        self._next_id = 1_000_000
         self._streams: set[_Stream] = set()
         self._server: Any = None
 
@@ -194,6 +221,19 @@ class ScriptedIngest:
         for stream in list(self._streams):
             stream.end(End(grpc.StatusCode.UNAVAILABLE))
 
+    def go_away(self) -> None:
+        """Tell every stream that this node drains."""
+        for stream in list(self._streams):
+            stream.announce()
+
+    @property
+    def listening(self) -> bool:
+        return self._server is not None
+
+    @property
+    def streams_open(self) -> int:
+        return len(self._streams)
+
     def payloads(self, tenant: str | None = None) -> list[bytes]:
         return [event.data for name, _, event in self.log if tenant in (None, name)]
 
@@ -204,6 +244,7 @@ class ScriptedIngest:
         self, requests: AsyncIterator[bytes], context: Any
     ) -> AsyncIterator[PublishStreamResponse]:
         self.streams += 1
+        self.peers.add(context.peer())
         if self.api_key is not None:
             given = dict(context.invocation_metadata()).get("authorization")
             if given != f"Bearer {self.api_key}":
@@ -231,9 +272,14 @@ class ScriptedIngest:
                 counts[tenant] = counts.get(tenant, 0) + 1
         following: dict[str, int] = {}
         for tenant, count in counts.items():
-            ack.ids.append(IdRange(tenant=tenant, first=self._next_id, count=count, step=STEP))
-            following[tenant] = self._next_id
-            self._next_id += count * STEP
+            ack.ids.append(
+                IdRange(tenant=tenant, first=self.shared.next_id, count=count, step=STEP)
+            )
+            following[tenant] = self.shared.next_id
+            self.shared.next_id += count * STEP
+            for address in self.homes.get(tenant, ()):
+                if address != (self.node or self.target):
+                    ack.homes.append(TenantHome(tenant=tenant, address=address))
         for index, event in enumerate(frame.events):
             if index in errors:
                 reason, message = errors[index]
@@ -244,6 +290,7 @@ class ScriptedIngest:
             self.events_stored += 1
             if self.keep_events:
                 self.log.append((tenant, following[tenant], event))
+                self.shared.nodes.append(self.target)
             following[tenant] += STEP
         producer.last_frame = frame.number
         producer.acks[frame.number] = ack
@@ -272,10 +319,14 @@ class _Stream:
         self._grant = 0
         self._grant_asked = False
         self._refused: int | None = None
-        self._broken = False
+        self._announced = False
 
     def end(self, end: End) -> None:
         self.ended = self.ended or end
+        self._arrived.set()
+
+    def announce(self) -> None:
+        self._announced = True
         self._arrived.set()
 
     async def read(self, requests: AsyncIterator[bytes]) -> None:
@@ -309,6 +360,7 @@ class _Stream:
         server, opening = self.server, request.open
         self._session = opening.session
         server.sessions.append(opening.session)
+        server.opened_by.append(opening.producer)
         producer = server.producers.setdefault(opening.producer, _Producer(opening.session))
         if opening.session < producer.session:
             self.end(End(grpc.StatusCode.ABORTED, "SESSION_SUPERSEDED"))
@@ -368,10 +420,14 @@ class _Stream:
                 window=Window(frames=self._window[0], bytes=self._window[1]),
                 frame_events_max=FRAME_EVENTS_MAX,
                 frame_bytes_max=FRAME_BYTES_MAX,
-                node=self.server.node,
+                node=self.server.node or self.server.target,
             )
         )
         while self.ended is None:
+            if self._announced:
+                self._announced = False
+                yield PublishStreamResponse(going_away=GoingAway())
+                continue
             if not self._inbox or not self.server.answering.is_set():
                 await self._more()
                 continue

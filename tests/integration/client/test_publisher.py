@@ -552,7 +552,7 @@ async def test_with_a_spool_sending_goes_on_without_a_server_and_memory_stays_bo
         for i in range(2000):
             _ = await p.send(event(i, size=1000))
         await p.spooled()
-        held = [frame.message for frame in p._frames if frame.message is not None]
+        held = [frame.message for frame in p._first.queue.frames if frame.message is not None]
         assert sum(map(len, held)) <= 310_000
         assert p.stats.events_held == 2000
         await server.restart()
@@ -599,7 +599,7 @@ async def test_a_frame_leaves_only_after_the_spool_flushed_it(
         # The stream is open and idle: without the rule the writer would have taken the frame by now.
         for _ in range(20):
             await asyncio.sleep(0)
-        assert p._frames[0].sent_at == 0
+        assert p._first.queue.frames[0].sent_at == 0
         assert not handle.done()
         spool.gate.set()
         await handle

@@ -18,7 +18,7 @@ from outrider.v1.event_pb2 import Event
 _ROOT = Path(__file__).parents[3]
 _SERVER = """
 import asyncio, sys
-from tests.support.scripted_ingest import Drop, ScriptedIngest, Take
+from tests.support.scripted_ingest import Drop, Log, ScriptedIngest, Take
 
 async def main():
     dropped = set()
@@ -30,7 +30,12 @@ async def main():
         bad = tuple((i, "PAYLOAD_NOT_JSON", "") for i, e in enumerate(frame.events) if e.data == b"bad")
         return Take(rejected=bad)
 
-    async with ScriptedIngest(script, api_key="k") as server:
+    log = Log()
+    async with (
+        ScriptedIngest(script, api_key="k", log=log) as server,
+        ScriptedIngest(script, api_key="k", log=log) as other,
+    ):
+        log.homes["elsewhere"] = (other.target,)
         print(server.target, flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         print(server.violations, flush=True)
@@ -88,6 +93,27 @@ def test_many_threads_publish_in_their_own_order_without_loss(server: Server) ->
         assert all(handle.done() for handle in handles)
         ids = [handle.result().event_id for handle in handles]
     assert len(set(ids)) == 12_000
+    stored = server.stored()
+    for name in range(4):
+        mine = [data for data in stored if data.startswith(f"{name}-")]
+        assert mine == [f"{name}-{i}" for i in range(3000)]
+
+
+def test_a_tenant_that_lives_on_another_node_keeps_the_order_of_each_thread(
+    server: Server,
+) -> None:
+    def work(name: int) -> list[ThreadHandle]:
+        tenant = "elsewhere" if name % 2 else "demo"
+        return [
+            p.send(Event(tenant=tenant, type="a.b", data=b"%d-%d" % (name, i))) for i in range(3000)
+        ]
+
+    with publisher(server) as p:
+        with ThreadPoolExecutor(4) as pool:
+            handles = [handle for each in pool.map(work, range(4)) for handle in each]
+        p.flush(20)
+        assert all(handle.done() for handle in handles)
+        assert p.stats.streams_opened >= 2
     stored = server.stored()
     for name in range(4):
         mine = [data for data in stored if data.startswith(f"{name}-")]

@@ -115,3 +115,18 @@ def test_an_error_of_the_frame_is_the_error_of_each_event() -> None:
     frame.settle(None, PublisherClosed("over"))
     assert isinstance(frame.outcome(0), PublisherClosed)
     assert frame.message is None
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_frame_knows_whose_events_it_holds_and_how_many(sealed: bool) -> None:
+    frame = Frame("a", 0.0)
+    for tenant in "aab":
+        frame.add(b"x", tenant)
+    if sealed:
+        frame.seal(5, 3, "a")
+    assert [frame.holds(tenant) for tenant in "abc"] == [True, True, False]
+    assert frame.tenant_events() == {"a": 2, "b": 1}
+    alone = Frame("a", 0.0)
+    alone.add(b"x", "c")
+    assert [alone.holds(tenant) for tenant in "ac"] == [False, True]
+    assert alone.tenant_events() == {"c": 1}
