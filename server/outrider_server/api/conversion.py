@@ -14,7 +14,13 @@ from outrider.v1 import api_key_pb2, endpoint_pb2, event_type_pb2, subscription_
 from outrider_server.api import names
 from outrider_server.api.validation import etag, invalid
 from outrider_server.domain.access import Role
-from outrider_server.domain.endpoint import BatchPolicy, DeliveryMode, EndpointState, RetryPolicy
+from outrider_server.domain.endpoint import (
+    BatchPolicy,
+    DeliveryMode,
+    EndpointState,
+    RateLimit,
+    RetryPolicy,
+)
 from outrider_server.domain.subscription import SubscriptionState
 from outrider_server.policy.headers import validate_headers
 from outrider_server.policy.url import validate_url
@@ -115,6 +121,7 @@ def endpoint_spec(
             if message.HasField("attempt_timeout")
             else ATTEMPT_TIMEOUT_SECONDS_DEFAULT
         ),
+        rate_limit=_rate_limit(message.rate_limit) if message.HasField("rate_limit") else None,
     )
 
 
@@ -153,6 +160,10 @@ def endpoint_message(
                 linger=duration_of(spec.batch.linger_ms / 1000),
             )
         )
+    if spec.rate_limit is not None:
+        message.rate_limit.requests = spec.rate_limit.requests
+        message.rate_limit.period.FromMicroseconds(spec.rate_limit.period_us)
+        message.rate_limit.burst = spec.rate_limit.burst
     return message
 
 
@@ -233,6 +244,18 @@ def _batch_policy(message: endpoint_pb2.BatchPolicy) -> BatchPolicy:
             seconds_of(message.linger) * 1000 if message.HasField("linger") else default.linger_ms
         ),
     )
+
+
+def _rate_limit(message: endpoint_pb2.RateLimit) -> RateLimit:
+    default = RateLimit(message.requests)
+    limit = RateLimit(
+        message.requests,
+        message.period.ToMicroseconds() if message.HasField("period") else default.period_us,
+        message.burst or default.burst,
+    )
+    if limit.burst > limit.requests:
+        raise invalid("rate_limit.burst", "must not be more than rate_limit.requests")
+    return limit
 
 
 def _retry_policy(message: endpoint_pb2.RetryPolicy, window_seconds_max: float) -> RetryPolicy:

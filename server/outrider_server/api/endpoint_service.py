@@ -38,6 +38,7 @@ CHANGEABLE = (
     "retry",
     "concurrency",
     "attempt_timeout",
+    "rate_limit",
 )
 
 TRANSITIONS: Mapping[str, tuple[EndpointState, EndpointState]] = {

@@ -49,11 +49,25 @@ class BatchPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit:
+    """`requests` may start in a period, evenly spread, and `burst` of them at once after a pause.
+
+    So in any t microseconds at most `burst + requests * t / period_us` start. A batch is one request, an attempt to try
+    again is one like any other.
+    """
+
+    requests: int
+    period_us: int = 60_000_000
+    burst: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """One endpoint as the delivery path uses it: secrets unsealed, everything decided.
 
     `secrets` are the raw signing keys, newest first; every one of them signs (rotation overlaps). `concurrency` is
-    the number of requests in flight at most. `headers` are sent with each request.
+    the number of requests in flight at most, `rate_limit` how many may start in a time (None: any number). `headers` are
+    sent with each request.
     """
 
     id: int
@@ -69,4 +83,5 @@ class Endpoint:
     attempt_timeout_seconds: float = 30.0
     batch: BatchPolicy = BatchPolicy()
     retry: RetryPolicy = RetryPolicy()
+    rate_limit: RateLimit | None = None
     version: int = 1

@@ -5,6 +5,8 @@ Rules:
   tail instead of overtaking it. Due retries mix in.
 - Bounded by count and bytes; what has no room is spilled, and owed rows stand for it from the next record on.
 - Deciding only: `take` returns deliveries to send, or nothing with the time to ask again.
+- Concurrency and rate limit are the endpoint's, or the lane's part of them where several lanes divide them; both are
+  worked out when they change, so a lane without a rate limit pays nothing for it.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from collections import deque
 from outrider_server.domain.delivery import Delivery, DeliveryState, OwedRow
 from outrider_server.domain.endpoint import DeliveryMode, Endpoint
 from outrider_server.domain.sequence import microseconds_of
+from outrider_server.policy.rate_limit import RateLimiter
 
 
 class Lane:
-    """One endpoint's deliveries in memory, and what is known of those in owed rows.
+    """One endpoint's deliveries of one shard in memory, and what is known of those in owed rows.
 
     - `subscriptions`: the active ones. Rows of paused subscriptions count nowhere here but in `rows`.
     - `rows`: claimed rows by (shard, id); `waiting_rows`: those of them with sequences that are not in the queue yet;
@@ -27,31 +30,40 @@ class Lane:
     - `horizon`: while there is a backlog, sequences above it wait until the rows between are read; None for no limit.
     - `owing`: the next record writes rows for deliveries that have left memory already; `owing_now`: the record under
       way does. Until they can be read nothing may be loaded before them.
+    - `concurrency`: requests in flight at most. `limiter`: when the next may start, None for no limit; whoever sends asks
+      it besides `ready_in_us` and tells it of each request, for it counts on another clock, one that nobody sets.
     """
 
     __slots__ = (
         "backlog",
         "bytes_max",
         "catching_up",
+        "concurrency",
         "deliveries_max",
         "endpoint",
         "horizon",
         "in_flight",
+        "limiter",
         "loading",
         "owing",
         "owing_now",
+        "parts",
         "paused",
         "queue",
         "queue_bytes",
         "retry_us",
         "rows",
+        "shard",
         "spill",
         "subscriptions",
         "unrecorded",
         "waiting_rows",
     )
 
-    def __init__(self, endpoint: Endpoint, deliveries_max: int, bytes_max: int) -> None:
+    def __init__(
+        self, endpoint: Endpoint, deliveries_max: int, bytes_max: int, shard: int = 0
+    ) -> None:
+        self.shard = shard
         self.endpoint = endpoint
         self.deliveries_max = deliveries_max
         self.bytes_max = bytes_max
@@ -71,6 +83,23 @@ class Lane:
         self.subscriptions: dict[int, None] = {}
         self.waiting_rows: list[OwedRow] = []
         self.horizon: int | None = None
+        self.parts = 1
+        self.concurrency = endpoint.concurrency
+        self.limiter = _limiter(endpoint, self.parts)
+
+    def configure(self, endpoint: Endpoint, parts: int = 1) -> bool:
+        """Take over the endpoint as it is from now on; whether anything changed, so that it may be ready sooner.
+
+        `parts`: over how many lanes its limits are divided. The limiter stays as long as its limit does: another one
+        begins with its burst used up.
+        """
+        changed = endpoint != self.endpoint or parts != self.parts
+        if endpoint.rate_limit != self.endpoint.rate_limit or parts != self.parts:
+            self.limiter = _limiter(endpoint, parts)
+        self.concurrency = max(1, endpoint.concurrency // parts)
+        self.endpoint = endpoint
+        self.parts = parts
+        return changed
 
     def has_room(self) -> bool:
         """Whether one more delivery fits."""
@@ -187,3 +216,7 @@ class Lane:
             taken.append(delivery)
         self.in_flight += 1
         return taken
+
+
+def _limiter(endpoint: Endpoint, parts: int) -> RateLimiter | None:
+    return None if endpoint.rate_limit is None else RateLimiter(endpoint.rate_limit, parts)

@@ -19,6 +19,7 @@ from outrider_server.domain.endpoint import (
     DeliveryMode,
     Endpoint,
     EndpointState,
+    RateLimit,
     RetryPolicy,
 )
 from outrider_server.secrets.sealing import Sealer
@@ -55,6 +56,7 @@ class EndpointSpec:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     concurrency: int = CONCURRENCY_DEFAULT
     attempt_timeout_seconds: float = ATTEMPT_TIMEOUT_SECONDS_DEFAULT
+    rate_limit: RateLimit | None = None
     display_name: str = ""
 
 
@@ -161,6 +163,7 @@ def loaded(row: asyncpg.Record, sealer: Sealer, now_us: int) -> Endpoint:
         attempt_timeout_seconds=spec.attempt_timeout_seconds,
         batch=spec.batch,
         retry=spec.retry,
+        rate_limit=spec.rate_limit,
         version=row["version"],
     )
 
@@ -197,6 +200,13 @@ def _settings(spec: EndpointSpec) -> str:
                 "attempts_max": spec.retry.attempts_max,
                 "window_seconds": spec.retry.window_seconds,
             },
+            "rate_limit": None
+            if spec.rate_limit is None
+            else {
+                "requests": spec.rate_limit.requests,
+                "period_us": spec.rate_limit.period_us,
+                "burst": spec.rate_limit.burst,
+            },
             # Outside the seal, so that a query finds the endpoints whose secrets have just ended.
             "secret_ends_us": [s.ends_us for s in spec.secrets if s.ends_us is not None],
         }
@@ -222,6 +232,7 @@ def _spec(row: asyncpg.Record, sealer: Sealer) -> EndpointSpec:
     opened = orjson.loads(
         sealer.unseal(row["tenant"], SEALED_PURPOSE, str(row["id"]), row["sealed"])
     )
+    rate_limit = settings.get("rate_limit")  # rows of earlier versions hold none
     return EndpointSpec(
         display_name=row.get("display_name", ""),
         url=opened["url"],
@@ -236,4 +247,5 @@ def _spec(row: asyncpg.Record, sealer: Sealer) -> EndpointSpec:
         # A field that a later version adds takes its default in rows of an earlier one.
         batch=BatchPolicy(**settings["batch"]),
         retry=RetryPolicy(**settings["retry"]),
+        rate_limit=None if rate_limit is None else RateLimit(**rate_limit),
     )

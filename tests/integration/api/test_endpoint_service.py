@@ -110,6 +110,17 @@ async def test_server_chooses_ids(acme: As) -> None:
             "endpoint.retry.base",
         ),
         ({"attempt_timeout": {"seconds": 301}}, "INVALID_ARGUMENT", "endpoint.attempt_timeout"),
+        ({"rate_limit": {}}, "INVALID_ARGUMENT", "endpoint.rate_limit.requests"),
+        (
+            {"rate_limit": {"requests": 1, "period": {"nanos": 999_999_999}}},
+            "INVALID_ARGUMENT",
+            "endpoint.rate_limit.period",
+        ),
+        (
+            {"rate_limit": {"requests": 2, "burst": 3}},
+            "INVALID_ARGUMENT",
+            "endpoint.rate_limit.burst",
+        ),
         ({"display_name": "a\0b"}, "INVALID_TEXT", "endpoint.display_name"),
         ({"headers": {"x": "\0"}}, "INVALID_TEXT", "endpoint.headers"),
     ],
@@ -267,6 +278,42 @@ async def test_update_without_mask_changes_what_is_set(acme: As) -> None:
     assert (updated.url, updated.display_name) == ("https://new.example/x", "old")
     whole = await acme.call("UpdateEndpoint", update(made.name, "*", url="https://whole.example"))
     assert (whole.url, whole.display_name) == ("https://whole.example", "")
+
+
+async def test_rate_limit_is_set_changed_in_part_and_cleared(acme: As) -> None:
+    made = await acme.call(
+        "CreateEndpoint", endpoint_request("acme", "orders", rate_limit={"requests": 100})
+    )
+    limit = made.rate_limit
+    assert (limit.requests, limit.period.seconds, limit.burst) == (100, 60, 1)
+    read = await acme.call("GetEndpoint", pb.GetEndpointRequest(name=made.name))
+    assert read.rate_limit == limit
+    burst = await acme.call(
+        "UpdateEndpoint",
+        update(made.name, "rate_limit.burst", rate_limit={"requests": 7, "burst": 20}),
+    )
+    assert (burst.rate_limit.requests, burst.rate_limit.burst) == (100, 20)
+    refused = await acme.refused(
+        "UpdateEndpoint", update(made.name, "rate_limit.requests", rate_limit={"requests": 19})
+    )
+    assert list(refused.violations) == ["endpoint.rate_limit.burst"]
+    whole = await acme.call(
+        "UpdateEndpoint",
+        update(made.name, rate_limit={"requests": 3, "period": {"seconds": 1}}),
+    )
+    limit = whole.rate_limit
+    assert (limit.requests, limit.period.seconds, limit.burst) == (3, 1, 1)
+    other = await acme.call("UpdateEndpoint", update(made.name, display_name="new"))
+    assert other.rate_limit == limit
+    cleared = await acme.call("UpdateEndpoint", update(made.name, "rate_limit"))
+    assert not cleared.HasField("rate_limit")
+    refused = await acme.refused(
+        "UpdateEndpoint", update(made.name, "rate_limit.burst", rate_limit={"burst": 2})
+    )
+    assert list(refused.violations) == ["endpoint.rate_limit.requests"]
+    assert not (await acme.call("GetEndpoint", pb.GetEndpointRequest(name=made.name))).HasField(
+        "rate_limit"
+    )
 
 
 async def test_leaving_batch_mode_drops_the_batch_policy(acme: As) -> None:

@@ -16,7 +16,13 @@ from outrider_server.api.conversion import (
     seconds_of,
     timestamp_of,
 )
-from outrider_server.domain.endpoint import BatchPolicy, DeliveryMode, EndpointState, RetryPolicy
+from outrider_server.domain.endpoint import (
+    BatchPolicy,
+    DeliveryMode,
+    EndpointState,
+    RateLimit,
+    RetryPolicy,
+)
 from outrider_server.domain.errors import InvalidArgument
 from outrider_server.storage.endpoints import EndpointSpec, StoredEndpoint
 
@@ -37,6 +43,8 @@ def test_unset_fields_mean_what_the_protos_say() -> None:
     retry = spec.retry
     assert (retry.base_seconds, retry.factor, retry.maximum_seconds) == (2, 3, 36_000)
     assert (retry.jitter, retry.attempts_max, retry.window_seconds) == (0.2, 20, 5 * DAY)
+    assert spec.rate_limit is None
+    assert spec_of(rate_limit={"requests": 100}).rate_limit == RateLimit(100, 60_000_000, 1)
 
 
 def test_answer_sent_back_asks_for_the_same() -> None:
@@ -49,6 +57,7 @@ def test_answer_sent_back_asks_for_the_same() -> None:
         retry=RetryPolicy(0.5, 2.5, 90.125, 0.0, 4, 500.0),
         concurrency=9,
         attempt_timeout_seconds=1.25,
+        rate_limit=RateLimit(10, 1_500_000, 10),
         display_name="E",
     )
     stored = StoredEndpoint(1, 2, "e", 3, EndpointState.PAUSED, spec, NOW, NOW)
@@ -66,6 +75,12 @@ def test_window_stays_within_what_the_installation_allows() -> None:
 
 def test_long_first_delay_needs_no_maximum() -> None:
     assert spec_of(retry={"base": {"seconds": 86_400}}).retry.maximum_seconds == DAY
+
+
+def test_burst_of_more_than_the_requests_is_refused() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        _ = spec_of(rate_limit={"requests": 4, "burst": 5})
+    assert caught.value.violations[0][0] == "rate_limit.burst"
 
 
 def test_times_and_durations_are_exact() -> None:
