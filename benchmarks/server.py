@@ -128,9 +128,7 @@ class StartedServer:
         command = ["-m", "outrider_server"]
         listen, admin = _free_ports(2)
         serve = [*command, "serve", *where]
-        if self._workers > 1:
-            serve += ["--workers", str(self._workers)]
-            await self._require_workers()
+        serve += ["--workers", str(self._workers)]
         key_maker = await Child.start(
             "create-admin-key",
             [*command, "create-admin-key", *where],
@@ -169,17 +167,6 @@ class StartedServer:
     def log(self) -> str:
         """The end of its log."""
         return self._child.tail() if self._child is not None else ""
-
-    async def _require_workers(self) -> None:
-        helper = await Child.start(
-            "help", ["-m", "outrider_server", "serve", "--help"], self._folder, self._environment
-        )
-        try:
-            known = "--workers" in await helper.output(START_SECONDS_MAX)
-        finally:
-            await helper.end(STOP_SECONDS_MAX)
-        if not known:
-            raise TargetError("this server runs as one process only; leave --workers at 1")
 
     async def _until_ready(self, child: Child, admin: int) -> None:
         try:

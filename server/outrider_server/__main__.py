@@ -17,6 +17,8 @@ from outrider_server.embedded.errors import EmbeddedPostgresError
 from outrider_server.settings import Settings, SettingsError, render
 
 EXIT_USAGE = 2
+ORPHAN_MARGIN_SECONDS = 10.0
+"""What a worker may take for its end beside its drain once its supervisor is gone."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,11 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "config":
         print(render(settings))
         return 0
+    if options.command == "node":
+        return _node(options, settings)
     try:
         _run(_command(options, settings))
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if (problems := _settings_error(error)) is not None:
+            print(problems, file=sys.stderr)
+            return EXIT_USAGE
         sentence = _sentence(error, settings)
         if sentence is None:
             raise
@@ -43,10 +50,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _node(options: argparse.Namespace, settings: Settings) -> int:
+    """One worker. Its supervisor, not the terminal, is told why it cannot run."""
+    from outrider_server.supervisor.lifeline import WorkerEnd
+
+    line = WorkerEnd(options.lifeline)
+    try:
+        _run(_run_node(settings, line, options.database_folder))
+    except Exception as error:
+        # The address of an embedded database is no setting that somebody could correct.
+        embedded = options.database_folder is not None
+        sentence = _sentence(error, settings.replaced(database_url=None) if embedded else settings)
+        if sentence is None:
+            raise
+        line.tell_refused(sentence)
+        return 1
+    return 0
+
+
 def _command(options: argparse.Namespace, settings: Settings) -> Coroutine[Any, Any, None]:
     match options.command:
+        case "serve" if settings.workers_expected > 1:
+            from outrider_server.supervisor.service import supervise
+
+            return supervise(settings)
         case "serve":
-            return _serve(settings)
+            return _serve(settings.replaced(workers=1))
         case "migrate":
             return _migrate(settings)
         case "create-admin-key":
@@ -80,7 +109,14 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
-    command("serve", "Run a node.")
+    serve = command("serve", "Run the server: as many nodes as workers are asked for.")
+    serve.add_argument(
+        "--workers", type=int, help="nodes to run (default 0: one for each processor core)"
+    )
+    # One worker, for the supervisor only: it has no line in the help.
+    node = commands.add_parser("node", parents=[common])
+    node.add_argument("--lifeline", type=int, required=True)
+    node.add_argument("--database-folder", type=Path)
     command("migrate", "Bring the database's schema up to date.")
     command("config", "Print the effective configuration, secrets redacted.")
     command("balance", "Print per tenant what matched and what became of it.")
@@ -107,8 +143,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, object]:
-    names = ("state_folder", "database_url", "listen_address", "admin_address")
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    names = ("state_folder", "database_url", "listen_address", "admin_address", "workers")
+    given = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -166,6 +203,40 @@ async def _serve(settings: Settings) -> None:
         await node.run()
 
 
+async def _run_node(settings: Settings, line: Any, database_folder: Path | None) -> None:
+    import structlog
+
+    from outrider_server.app import Node
+    from outrider_server.telemetry.logs import configure
+
+    configure(settings.log_level, settings.log_format, sys.stderr)
+    structlog.contextvars.bind_contextvars(node=settings.node_name)
+    assert settings.database_url is not None
+    node = Node(settings, settings.database_url.get_secret_value(), database_folder=database_folder)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, node.stop)
+
+    def drain() -> None:
+        structlog.get_logger().warning("supervisor.gone")
+        node.stop()
+
+    def orphaned() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(drain)
+
+    line.watch(orphaned, settings.drain_seconds + ORPHAN_MARGIN_SECONDS)
+
+    async def tell_ready() -> None:
+        await node.ready()
+        line.tell_ready()
+
+    async with asyncio.TaskGroup() as tasks:
+        telling = tasks.create_task(tell_ready())
+        await node.run()
+        telling.cancel()
+
+
 async def _migrate(settings: Settings) -> None:
     from outrider_server.storage.migrate import migrate
 
@@ -218,10 +289,21 @@ async def _connected(dsn: str, settings: Settings) -> AsyncIterator[Any]:
         await connection.close()
 
 
+def _settings_error(error: BaseException) -> SettingsError | None:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, SettingsError) else None
+
+
 def _sentence(error: BaseException, settings: Settings) -> str | None:
     """What a person can do something about, in one sentence; None for what nobody foresaw."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    from outrider_server.supervisor.worker import Refusal
+    from outrider_server.supervisor.workers import DrainIncomplete
+
+    if isinstance(error, Refusal | DrainIncomplete):
+        return str(error)
     from outrider_server.api.server import ListenError
     from outrider_server.demo.errors import DemoError
     from outrider_server.domain.errors import OutriderError

@@ -1,7 +1,7 @@
 """One node: builds every object once, runs them in one group of tasks, and takes them down in reverse.
 
-The tenure loop is its heart: hold the shards, serve, and when something fails that memory depends on, forget and take them
-up again. `Node.run` returns after a clean drain; what it raises cannot be cured by trying again.
+The tenure loop is its heart: hold the lease, serve, and when something fails that memory depends on, forget all and begin
+again. `Node.run` returns after a clean drain; what it raises cannot be cured by trying again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +28,40 @@ from outrider.v1 import (
     tenant_service_pb2_grpc,
 )
 from outrider_server.access.keys import KeyRing
+from outrider_server.access.nodes import NodeAuthenticator
 from outrider_server.api.api_key_service import ApiKeyService
 from outrider_server.api.endpoint_service import EndpointService
 from outrider_server.api.event_type_service import EventTypeService
 from outrider_server.api.ingest_service import IngestService
-from outrider_server.api.interceptors import CallInterceptor
+from outrider_server.api.interceptors import CallInterceptor, Nodes
 from outrider_server.api.limits import Limits as ApiLimits
+from outrider_server.api.links import Portions
+from outrider_server.api.peers import Peers
 from outrider_server.api.publish_stream import StreamLimits
+from outrider_server.api.routing import Router
 from outrider_server.api.server import ApiServer, ListenError, Service, build_server
 from outrider_server.api.subscription_service import SubscriptionService
 from outrider_server.api.tenancy import Tenancy
 from outrider_server.api.tenant_service import TenantService
 from outrider_server.domain.access import Caller
 from outrider_server.domain.errors import OutriderError, Unauthenticated
+from outrider_server.domain.tenant import TenantConfiguration
 from outrider_server.pipeline.admission import Admission, LargeRoom, Room
 from outrider_server.pipeline.clock import DatabaseClock
 from outrider_server.pipeline.deliver import DeliverLimits
+from outrider_server.pipeline.homes import Homes
 from outrider_server.pipeline.ingest import IngestLimits
 from outrider_server.pipeline.large import LargeEvents
 from outrider_server.pipeline.match import Directory
 from outrider_server.pipeline.persist import GroupLimits
 from outrider_server.pipeline.tenure import Tenure, TenureParts, open_tenure
+from outrider_server.policy.assignment import Assignment, View
 from outrider_server.policy.plans import Limits
 from outrider_server.secrets import keys as sealing_keys
 from outrider_server.secrets.errors import SecretsError
 from outrider_server.secrets.sealing import Sealer
-from outrider_server.settings import Settings, split_address
-from outrider_server.storage import configuration, endpoints, owed
+from outrider_server.settings import Settings, join_address, split_address
+from outrider_server.storage import configuration, endpoints, owed, tenants
 from outrider_server.storage.database import (
     Database,
     DedicatedConnection,
@@ -69,8 +76,9 @@ from outrider_server.telemetry.metrics import Metrics, otlp_reader
 from outrider_server.transport.webhook import Form, WebhookSender
 from outrider_server.upkeep import disk, jobs
 from outrider_server.upkeep.lease import Lease
+from outrider_server.upkeep.moves import Moves
 from outrider_server.upkeep.prune import Pruner, Retention
-from outrider_server.web.admin import start_admin, stop_admin
+from outrider_server.web.admin import AdminServer, start_admin, start_admin_socket, stop_admin
 
 BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5)
 SECRETS_CHECK_SECONDS = 30.0
@@ -81,7 +89,8 @@ COLLECTOR_THRESHOLD = 10_000
 """New objects between two collections. The path makes thousands a second and hardly a cycle among them."""
 
 LANES_SHARE = 0.75
-"""Of the node's payload bytes: for lanes. The rest is for what is on its way into the log, half of it for large frames."""
+"""Of the node's payload bytes: for lanes. The rest is for what is on its way into the log, a third of it for large frames
+and a third for what other nodes pass on."""
 
 WRITER_STATEMENT_SECONDS = 60.0
 
@@ -104,10 +113,9 @@ class Node:
         self._owed = 0
         self._log = structlog.get_logger()
         self._directory = Directory()
-        self._changed_meanwhile: set[int] = set()
         self._changed_unread: set[int] = set()
         self._unreadable: set[int] = set()
-        self._shards: frozenset[int] = frozenset()
+        self._orderly = False
         self._admission: Admission
         self._ingest: IngestService
         self._keys: KeyRing
@@ -115,6 +123,10 @@ class Node:
         self._database: Database
         self._sealer: Sealer
         self._lease: Lease
+        self._homes: Homes
+        self._peers: Peers
+        self._sealing_keys: sealing_keys.KeyRing
+        self._moves: Moves | None = None
 
     def stop(self) -> None:
         """Drain and end."""
@@ -145,43 +157,33 @@ class Node:
             )
             large = LargeEvents(limits, self.metrics.match)
             stack.push_async_callback(large.close)
-            ingest_bytes = int(settings.node_payload_bytes_max * (1 - LANES_SHARE) / 2)
+            ingest_bytes = int(settings.node_payload_bytes_max * (1 - LANES_SHARE) / 3)
             self._admission = Admission(
                 directory=self._directory,
                 limits=limits,
                 room=Room(ingest_bytes),
                 large_room=LargeRoom(ingest_bytes),
+                forwarded_room=Room(ingest_bytes),
                 large=large,
                 metrics=self.metrics,
                 monotonic=time.monotonic,
             )
+            self._homes = Homes(settings.node_name, self._find_homes)
             self._build_api()
+            stack.push_async_callback(self._peers.close)
             sender = WebhookSender(monotonic=time.monotonic, form=Form.DIRECT)
             stack.push_async_callback(sender.close)
             self._lease = Lease(
                 node=settings.node_name,
                 boot=self._boot,
-                address=self._own_address(),
+                address=self._own_address,
                 lease_seconds=settings.lease_seconds,
                 renew_seconds=settings.lease_renew_seconds,
                 margin_seconds=settings.lease_margin_seconds,
                 clock=self._clock,
-                monotonic=time.monotonic,
+                monotonic=_lease_clock,
             )
-            host, port = split_address(settings.admin_address)
-            try:
-                admin = await start_admin(
-                    host,
-                    port,
-                    readiness=self.readiness,
-                    exposition=self.metrics.exposition if settings.metrics_enabled else None,
-                )
-            except OSError as error:
-                raise ListenError(
-                    f"cannot listen on the admin address {settings.admin_address}: {error.strerror or error}; "
-                    "stop what uses it or choose another one"
-                ) from None
-            stack.push_async_callback(stop_admin, admin)
+            stack.push_async_callback(stop_admin, await self._start_admin())
             await self._api.start()
             stack.push_async_callback(self._api.stop, 1.0)
             parts = self._parts(sender)
@@ -209,6 +211,22 @@ class Node:
                     task.cancel()
         await asyncio.to_thread(self.metrics.close)
 
+    async def _start_admin(self) -> AdminServer:
+        settings = self.settings
+        exposition = self.metrics.exposition if settings.metrics_enabled else None
+        if settings.admin_socket is not None:
+            return await start_admin_socket(
+                settings.admin_socket, readiness=self.readiness, exposition=exposition
+            )
+        host, port = split_address(settings.admin_address)
+        try:
+            return await start_admin(host, port, readiness=self.readiness, exposition=exposition)
+        except OSError as error:
+            raise ListenError(
+                f"cannot listen on the admin address {settings.admin_address}: {error.strerror or error}; "
+                "stop what uses it or choose another one"
+            ) from None
+
     async def _prepare(self) -> None:
         """Migrate, and read the keys that what is in the database is sealed under."""
         connection = await connect(
@@ -222,13 +240,20 @@ class Node:
             for name in await migrate(connection):
                 self._log.info("migration.applied", migration=name)
             in_use = await configuration.holds_sealed(connection)
-            self._sealer = Sealer(_sealing_keys(self.settings, in_use=in_use), os.urandom)
+            self._sealing_keys = _sealing_keys(self.settings, in_use=in_use)
+            self._sealer = Sealer(self._sealing_keys, os.urandom)
         finally:
             await connection.close()
 
     def _build_api(self) -> None:
         settings = self.settings
-        tenancy = Tenancy(self._database, self._changed, self._holds)
+        authenticator = NodeAuthenticator(
+            [key.key for key in self._sealing_keys.keys],
+            now_us=self._clock.now_us,
+            random=os.urandom,
+        )
+        self._peers = Peers(authenticator)
+        tenancy = Tenancy(self._database, self._changed, self._epoch)
         limits = ApiLimits(retry_window_seconds_max=settings.retry_window_hours_max * 3600)
         self._ingest = IngestService(
             admission=self._admission,
@@ -238,8 +263,12 @@ class Node:
                 frame_events_max=settings.frame_events_max,
                 frame_bytes_max=settings.frame_bytes_max,
             ),
+            homes=self._homes,
+            peers=self._peers,
+            wrong_home=self._wrong_home,
             now_us=self._clock.now_us,
-            node=settings.listen_address,
+            seconds=time.monotonic,
+            node=self._own_address,
         )
         services: list[tuple[str, Any, Callable[[Any, Any], None]]] = [
             (
@@ -275,15 +304,25 @@ class Node:
         ]
         self._api = build_server(
             [Service(f"outrider.v1.{name}", servicer, add) for name, servicer, add in services],
-            settings.listen_address,
+            [settings.listen_address, settings.own_address],
             interceptor=CallInterceptor(
                 self._keys,
                 observe=lambda method, code, _: self.metrics.api.calls.add(method, code),
                 clock=time.monotonic,
                 random=os.urandom,
+                nodes=Nodes(
+                    authenticator,
+                    self._peers,
+                    Router(
+                        self._directory, self._homes, self._admission.holds, self._least_used_shards
+                    ),
+                    self._own_address,
+                ),
             ),
+            handlers=[Portions(self._admission, self._ingest.reader).handler()],
+            reuse_port=self._is_worker(),
         )
-        self.port = self._api.port
+        self.port = self._api.ports[0]
 
     def _parts(self, sender: WebhookSender) -> TenureParts:
         settings = self.settings
@@ -350,17 +389,38 @@ class Node:
             self._problem = problem
             self._log.warning("node.waiting", why=problem)
 
-    def _holds(self, shard: int) -> bool:
-        """Whether no other node can hold this shard now, so that changes made here are known to who uses them.
+    def _is_worker(self) -> bool:
+        """Whether this node shares its host, and its public port, with others of one supervisor."""
+        return self.settings.admin_socket is not None
 
-        Between two tenures too: what is changed then is read by the next one.
-        """
-        return shard in self._shards and self._lease.holds()
+    def _epoch(self, shard: int) -> int | None:
+        """The epoch under which this node holds a shard; None where it does not."""
+        tenure = self._admission.tenure
+        if tenure is None or not self._admission.holds(shard) or not self._lease.holds():
+            return None
+        return tenure.obligations.windows[shard].epoch
+
+    def _wrong_home(self, names: Sequence[str]) -> None:
+        """What was known of homes was not so: look again."""
+        self._homes.forget(names)
+        if self._moves is not None:
+            self._moves.look_soon()
+
+    async def _least_used_shards(self) -> list[int]:
+        async with self._database.connection() as connection:
+            return await tenants.least_used_shards(connection)
+
+    async def _find_homes(
+        self, names: Collection[str], ids: Collection[int]
+    ) -> list[tuple[int, str, tuple[int, ...]]]:
+        async with self._database.connection() as connection:
+            return await tenants.find_homes(connection, names, ids)
 
     def _tenure_ended(self, error: BaseException) -> None:
         """The log is the truth; starting anew from it is the cure, whatever it was. What nobody foresaw is told in full."""
         self._problem = f"taking the shards up again: {type(error).__name__}"
         expected = isinstance(error, OutriderError) or is_unavailable(error)
+        self._orderly = expected
         self._log.warning(
             "tenure.ended",
             error=type(error).__name__,
@@ -377,9 +437,10 @@ class Node:
                 return made
 
             lease = await connection("lease")
-            if not await self._lease.turn(lease, self._pause, self._waiting):
+            if not await self._lease.begin(lease, self._pause, self._waiting):
                 return
             pruning, cancelling = await connection("prune"), await connection("jobs")
+            moving = await connection("moves")
             pruner = Pruner(
                 connection=pruning,
                 clock=self._clock,
@@ -391,44 +452,79 @@ class Node:
                 ),
                 counters=self.metrics.prune,
             )
-            taken = await self._lease.take_over(lease)
-            self._shards = frozenset(each.shard for each in taken)
-            if not taken:  # another node was quicker
-                return
             await pruner.make_ahead()
-            self._changed_meanwhile.clear()
-            configurations = await configuration.load_all(lease, self._sealer)
+            self._directory.clear()
 
             async def upkeep(tenure: Tenure, tasks: asyncio.TaskGroup) -> None:
-                tasks.create_task(until_lost((lease, pruning, cancelling)))
-                tasks.create_task(self._lease.run(lease))
+                moves = self._moves = self._moves_of(tenure, moving)
+                tasks.create_task(until_lost((lease, pruning, cancelling, moving)))
+                tasks.create_task(self._lease.run(lease, tenure.epochs))
+                tasks.create_task(moves.run())
                 tasks.create_task(pruner.run(tenure.obligations, tenure.recorder))
                 tasks.create_task(
                     jobs.cancel_deleted(tenure.obligations, tenure.recorder, cancelling)
                 )
 
-            async with open_tenure(parts, taken, configurations, upkeep) as tenure:
-                await self._serve(tenure, len(taken))
+            async with open_tenure(parts, upkeep) as tenure:
+                await self._serve(tenure, lease)
             if self._stop.is_set():
-                await self._lease.release(lease)
+                await self._lease.end(lease)
 
-    async def _serve(self, tenure: Tenure, shards: int) -> None:
+    def _moves_of(self, tenure: Tenure, connection: DedicatedConnection) -> Moves:
+        settings = self.settings
+
+        async def load(shards: Collection[int]) -> list[TenantConfiguration]:
+            return await configuration.load_shards(connection, self._sealer, shards)
+
+        def settled(view: View) -> None:
+            self._looked(tenure, view)
+
+        return Moves(
+            tenure=tenure,
+            lease=self._lease,
+            assignment=Assignment(
+                settings.node_name,
+                settings.workers_expected if self._is_worker() else 1,
+                settings.lease_renew_seconds,
+            ),
+            homes=self._homes,
+            connection=connection,
+            load=load,
+            monotonic=time.monotonic,
+            renew_seconds=settings.lease_renew_seconds,
+            crash_seconds=settings.crash_seconds,
+            orderly=self._orderly,
+            settled=settled,
+        )
+
+    def _looked(self, tenure: Tenure, view: View) -> None:
+        """After each look at who holds what: the door opens with the first after which all that is due is here."""
+        if self._admission.tenure is tenure or self._stop.is_set():
+            return
+        held = tenure.obligations.windows
+        if not held and not any(shard.live for shard in view.shards):
+            self._waiting("another node holds the shards")
+            return
         self._settle_memory()
-        # A change that was committed while the configuration was being read is told to nobody else.
-        while self._changed_meanwhile:
-            await self._changed_in(tenure, self._changed_meanwhile.pop())
         self._admission.tenure = tenure
         self._problem = ""
         self._api.health.set_serving(True)
-        self._log.info("tenure.began", shards=shards, address=self._own_address())
+        self._log.info("tenure.began", shards=len(held), address=self._own_address())
         self._ready.set()
+
+    async def _serve(self, tenure: Tenure, lease: DedicatedConnection) -> None:
         await self._stop.wait()
         self._log.info("node.draining")
+        # Others are told before the door closes here: what is refused can go somewhere else at once.
+        self._lease.draining = True
+        await self._lease.renew(lease, tenure.epochs)
         self._admission.draining = True
         self._api.health.set_serving(False)
         with contextlib.suppress(Exception):
             await self._ingest.go_away()
-        await tenure.drain(self.settings.drain_seconds)
+        await tenure.persister.drained()
+        assert self._moves is not None
+        await self._moves.drain(self.settings.drain_seconds)
 
     def _close_door(self) -> None:
         self._admission.tenure = None
@@ -450,8 +546,9 @@ class Node:
     async def _changed(self, tenant: int) -> None:
         """A tenant's configuration was changed: use it before the change is answered."""
         tenure = self._admission.tenure
-        if tenure is None:
-            self._changed_meanwhile.add(tenant)
+        if (
+            tenure is None
+        ):  # the next one reads it, for its epochs are raised after this was committed
             return
         try:
             await self._changed_in(tenure, tenant)
@@ -495,7 +592,7 @@ class Node:
         self._unsettled_since = time.monotonic()
         if loaded is None:
             tenure.remove(tenant)
-        else:
+        elif not tenure.obligations.windows.keys().isdisjoint(loaded.tenant.everywhere):
             tenure.configure(loaded)
 
     async def _watch_keys(self) -> None:
@@ -531,8 +628,10 @@ class Node:
         self.metrics.gauges.owed_deliveries = lambda: self._owed
         while True:
             with contextlib.suppress(OutriderError):
+                tenure = self._admission.tenure
+                shards = [] if tenure is None else list(tenure.obligations.windows)
                 async with self._database.connection() as connection:
-                    self._owed = await owed.total(connection)
+                    self._owed = await owed.total(connection, shards)
             await asyncio.sleep(OWED_COUNT_SECONDS)
 
     def _settle_memory(self) -> None:
@@ -557,8 +656,9 @@ class Node:
         return False, self._problem or closed.message
 
     def _own_address(self) -> str:
-        host, _ = split_address(self.settings.listen_address)
-        return f"{host}:{self.port}"
+        """Where this node alone is reached."""
+        host, _ = split_address(self.settings.own_address)
+        return join_address(host, self._api.ports[1])
 
     def _set_gauges(self, parts: TenureParts) -> None:
         gauges = self.metrics.gauges
@@ -594,6 +694,12 @@ class Node:
         if self._database_folder is not None:
             folder = self._database_folder
             gauges.free_disk_bytes = lambda: disk.free_bytes(folder)
+
+
+def _lease_clock() -> float:
+    """Seconds that go on while the machine sleeps, where there is such a clock: a lease ends then, too."""
+    boot_clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot_clock is None else time.clock_gettime(boot_clock)
 
 
 def _sealing_keys(settings: Settings, *, in_use: bool) -> sealing_keys.KeyRing:

@@ -50,6 +50,11 @@ CONFIG_VARIABLE = "OUTRIDER_CONFIG"
 REDACTED = "[redacted]"
 VALUE_SHOWN_CHARACTERS_MAX = 80
 
+WORKERS_MAX = 64
+"""As many as there are shards: one more would have nothing to hold."""
+
+EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - named to be refused
+
 POSTGRES_SCHEMES = frozenset({"postgresql", "postgres"})
 DATABASE_URL_CHOICES: Mapping[str, Sequence[str]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
@@ -103,8 +108,22 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port_text)
 
 
+def join_address(host: str, port: int) -> str:
+    """`host:port`, an IPv6 host in brackets: what `split_address` takes apart."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _address(value: str) -> str:
     split_address(value)
+    return value
+
+
+def _address_to_tell(value: str) -> str:
+    host, _ = split_address(value)
+    if host in EVERY_ADDRESS:
+        raise ValueError(
+            "must be an address that others reach, for example 10.0.0.5:0, not every one"
+        )
     return value
 
 
@@ -180,6 +199,7 @@ def _split_url(value: str) -> SplitResult:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+AddressToTell = Annotated[str, AfterValidator(_address_to_tell)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 WebUrl = Annotated[str, AfterValidator(_web_url)]
@@ -196,7 +216,15 @@ def _default_state_folder() -> Path:
 
 
 def _default_node_name() -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node())[:40].strip("-._") or "node"
+    # Short enough for a worker's number to follow.
+    return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node())[:37].strip("-._") or "node"
+
+
+def cores_usable() -> int:
+    """Processor cores that this process may use: fewer than the host has where it was given fewer."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Settings(BaseSettings):
@@ -230,7 +258,27 @@ class Settings(BaseSettings):
         default_factory=_default_node_name,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$",
         description="Names this node to the others and to the database, one name a process. A name that stays the "
-        "same over a restart lets a node take its own shards back at once; the host's name by default.",
+        "same over a restart lets a node take its own shards back at once; the host's name by default. Several "
+        "workers are named after it: name.1, name.2 and so on.",
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        le=WORKERS_MAX,
+        description="Nodes that run on this host, each a process of its own that shares the tenants with the others; 0 "
+        "runs one for each processor core that may be used. More use more cores, and each takes its own "
+        "node_payload_bytes_max of memory and some 20 connections to the database. 1 runs the node without a supervisor.",
+    )
+    own_address: AddressToTell = Field(
+        default="127.0.0.1:0",
+        description="Where this node alone is served gRPC: other nodes forward to it, and publishers may go straight to it. "
+        "The default is reached from this host only; nodes on several hosts need an address that the others reach. Port "
+        "0 takes a free one; from another on, each further worker takes the next.",
+    )
+    admin_socket: Folder | None = Field(
+        default=None,
+        description="Unix socket on which metrics and health are served instead of admin_address. A supervisor gives one "
+        "to each of its workers, and serves on its own admin address what they tell.",
     )
 
     database_url: DatabaseUrl | None = Field(
@@ -290,6 +338,14 @@ class Settings(BaseSettings):
         le=100,
         description="How long before the database would call the lease expired this node stops sending. Covers clock "
         "drift and pauses: larger is safer against duplicates, smaller leaves more time to renew.",
+    )
+    crash_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="An owner that ends within this time of taking a shard, without giving it up in order, counts as "
+        "crashed over it. After three in a row what the shard owes is held back, with an alarm, until "
+        "`outrider-server let-go` says otherwise: one event that crashes nodes must not take them all down. 0: never.",
     )
 
     frame_events_max: int = Field(
@@ -573,6 +629,26 @@ class Settings(BaseSettings):
             return self._origins[name]
         return "given in code" if name in self.model_fields_set else "default"
 
+    def replaced(self, **values: object) -> Self:
+        """This configuration with other values for some knobs, checked as a whole. Raises SettingsError."""
+        try:
+            made = type(self)(**{**dict(self), **values})
+        except ValidationError as error:
+            raise SettingsError(_problems(type(self), error, self._origins)) from None
+        made._origins.update(self._origins)  # noqa: SLF001 - of its own class
+        return made
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables from which `load` makes this configuration again, secrets included: for a process started by us."""
+        return {
+            PREFIX + name.upper(): _variable(value) for name, value in self if value is not None
+        }
+
+    @property
+    def workers_expected(self) -> int:
+        """`workers`, with the cores counted where that was asked for."""
+        return self.workers or min(cores_usable(), WORKERS_MAX)
+
     @property
     def ignored_variables(self) -> tuple[str, ...]:
         """Names in the environment that look like knobs and are none, for a warning at start.
@@ -640,8 +716,14 @@ class Settings(BaseSettings):
             yield "sealing_keys: must not be set together with sealing_key_file"
         if 0 < self.retention_bytes_max < 16 * MIB:
             yield f"retention_bytes_max: must be 0 or at least {16 * MIB} ({self.retention_bytes_max})"
-        if self.listen_address == self.admin_address and split_address(self.listen_address)[1]:
-            yield f"admin_address: must differ from listen_address ({self.listen_address})"
+        for one, other in (
+            ("admin_address", "listen_address"),
+            ("own_address", "listen_address"),
+            ("own_address", "admin_address"),
+        ):
+            address = getattr(self, one)
+            if address == getattr(self, other) and split_address(address)[1]:
+                yield f"{one}: must differ from {other} ({address})"
 
     def _clash(self, name: str, rule: str, limit: float) -> str:
         return f"{name}: {rule} ({_toml(getattr(self, name))} against {_toml(limit)})"
@@ -720,6 +802,14 @@ def _toml(value: object) -> str:
     if isinstance(value, int):
         return str(value)
     return json.dumps(str(value), ensure_ascii=False)
+
+
+def _variable(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
 
 
 def _readable(name: str, value: object) -> list[str]:

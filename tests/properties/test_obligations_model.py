@@ -1,9 +1,10 @@
 """The machine of obligations against a simple model of the log: whatever happens in whatever order, nothing is lost.
 
-`Log` is the tables, applied as storage does. `World` is a node around an `Obligations`: every asynchronous thing (an
-ingest transaction, a request, a reading for catch-up, a record) is a list of steps, between which anything else may happen.
-`Machine` lets hypothesis choose. After every step the promises of `World.check` hold; at the end all faults stop and
-everything must reach its receiver.
+`Log` is the tables, applied as storage does. `World` is that and two nodes, each around an `Obligations`, with the shards
+between them: one tenant in each and one that is split over both. Every asynchronous thing (an ingest transaction, a
+request, a reading for catch-up, a record, a hand-off, a takeover slice by slice) is a list of steps, between which
+anything else may happen. `Machine` lets hypothesis choose. After every step the promises of `World.check` hold; at the
+end all faults stop and everything must reach its receiver.
 
 `MODEL_EXAMPLES=20000 pytest tests/properties/test_obligations_model.py` is the long run.
 """
@@ -14,7 +15,7 @@ import copy
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -65,7 +66,9 @@ LIMITS = Limits(
     window_us_max=1_000_000,
     window_events_max=8,
 )
-SHARD_OF = {1: 3, 2: 7}
+SHARDS = (3, 7)
+SHARDS_OF = {1: (3,), 2: (7,), 3: SHARDS}
+SLICE_EVENTS = 2
 ENDPOINTS = (
     Endpoint(11, 1, "one", "http://one", ()),
     Endpoint(
@@ -86,6 +89,7 @@ ENDPOINTS = (
         mode=DeliveryMode.BATCH,
         batch=BatchPolicy(3, 1000, 0.0),
     ),
+    Endpoint(31, 3, "four", "http://four", ()),
 )
 SUBSCRIPTIONS = (
     Subscription(101, 1, "a", 11, ("*",)),
@@ -94,6 +98,8 @@ SUBSCRIPTIONS = (
     Subscription(104, 1, "d", 12, ("*",)),
     Subscription(201, 2, "e", 21, ("*",)),
     Subscription(202, 2, "f", 21, ("*",)),
+    Subscription(301, 3, "g", 31, ("*",)),
+    Subscription(302, 3, "h", 31, ("*",)),
 )
 
 
@@ -126,7 +132,7 @@ class Records:
     settled: dict[Pair, str] = field(default_factory=dict)
     attempted: set[Pair] = field(default_factory=set)
     ledger: dict[int, Counter[str]] = field(
-        default_factory=lambda: {t: Counter() for t in SHARD_OF}
+        default_factory=lambda: {t: Counter() for t in SHARDS_OF}
     )
 
 
@@ -136,10 +142,10 @@ class Log:
     def __init__(self) -> None:
         self.events: dict[int, StoredEvent] = {}
         self.pruned: set[int] = set()
-        self.epoch = dict.fromkeys(SHARD_OF.values(), 0)
+        self.epoch = dict.fromkeys(SHARDS, 0)
         self.records = Records(
-            checkpoint=dict.fromkeys(SHARD_OF.values(), 0),
-            record_no=dict.fromkeys(SHARD_OF.values(), 0),
+            checkpoint=dict.fromkeys(SHARDS, 0),
+            record_no=dict.fromkeys(SHARDS, 0),
         )
         self.boundaries: list[Records] = [copy.deepcopy(self.records)]
 
@@ -154,7 +160,7 @@ class Log:
             records.checkpoint[shard.shard] = shard.checkpoint
             for name in ("matched", "delivered", "dead", "cancelled"):
                 for tenant, count in getattr(shard, name).items():
-                    assert SHARD_OF[tenant] == shard.shard
+                    assert shard.shard in SHARDS_OF[tenant]
                     records.ledger[tenant][name] += count
         written = {shard.shard for shard in plan.shards}
         for attempt in plan.attempts:
@@ -208,7 +214,9 @@ class Log:
         rows = [
             (key, row)
             for key, row in self.records.owed.items()
-            if row.subscription in query.subscriptions and key[1] not in query.claimed
+            if key[0] == query.shard
+            and row.subscription in query.subscriptions
+            and key[1] not in query.claimed
         ]
         found: list[tuple[tuple[int, int], StoredRow]] = []
         horizon = None
@@ -230,9 +238,26 @@ class Log:
             retry_us = rest[0][1].due_us if rest else None
         return [_found(key, row) for key, row in found], horizon, retry_us
 
-    def find_where(self, matches: Callable[[StoredRow], bool], rows_max: int) -> list[FoundRow]:
-        rows = [_found(key, row) for key, row in sorted(self.records.owed.items()) if matches(row)]
+    def find_where(
+        self, shards: Collection[int], matches: Callable[[StoredRow], bool], rows_max: int
+    ) -> list[FoundRow]:
+        rows = [
+            _found(key, row)
+            for key, row in sorted(self.records.owed.items())
+            if key[0] in shards and matches(row)
+        ]
         return rows[:rows_max]
+
+    def settled(self, shard: int) -> set[Pair]:
+        """What attempts, dead letters and owed rows name. A retried delivery has a row, or went on from there."""
+        records = self.records
+        owed = {
+            (sequence, row.subscription)
+            for key, row in records.owed.items()
+            for sequence in row.sequences
+        }
+        named = owed | records.attempted | set(records.settled)
+        return {pair for pair in named if shard_of(pair[0]) == shard}
 
     def load(self, loading: list[ToLoad], bytes_max: int) -> tuple[dict[int, Event], int | None]:
         """Events by sequence, as many as fit (at least one); the last sequence read when there were more."""
@@ -302,222 +327,321 @@ class Job:
     """Owed rows ended without sending: `subscription` deleted, or what is below `below` expired."""
 
     look: Look
+    shards: tuple[int, ...]
     subscription: int = 0
     below: int | None = None
     rows: list[FoundRow] | None = None
 
 
-class World:
-    """A node, its log, its receivers and its operator."""
+@dataclass(slots=True)
+class Leaving:
+    """A shard on its way off a node, as `Tenure.release` does it."""
 
-    obligations_class: ClassVar[type[Obligations]] = Obligations
-    log_class: ClassVar[type[Log]] = Log
+    shard: int
+    target: Node
+    closed: bool = False
 
-    def __init__(self) -> None:
-        self.log = self.log_class()
-        self.now_us = START_US
-        self.endpoints = {endpoint.id: endpoint for endpoint in ENDPOINTS}
-        self.subscriptions = {subscription.id: subscription for subscription in SUBSCRIPTIONS}
-        self.deleted: set[int] = set()
-        self.got: Counter[Pair] = Counter()
-        self.ended: set[Pair] = set()  # by retry policy or refusal: may stand as dead
-        self.expired: set[Pair] = set()
-        self.late: set[int] = set()  # committed after a later sequence was: no order is promised
-        self.start()
 
-    # Start and takeover.
+@dataclass(slots=True)
+class Coming:
+    """A shard on its way onto a node, as `Tenure.adopt` does it: what is known of it already."""
 
-    def start(self) -> None:
-        self.machine = self.obligations_class(LIMITS)
+    shard: int
+    counted: bool = False
+    settled: set[Pair] | None = None
+    last: int = 0
+
+
+class Node:
+    """A node: its memory, and what is under way on it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.log = world.log
+        self.machine = world.obligations_class(LIMITS)
         self.transactions: list[Transaction] = []
         self.requests: list[Request] = []
+        self.orphans: list[Request] = []  # of shards that were given away by force
         self.catch_ups: dict[Lane, CatchUp] = {}
         self.plan: RecordPlan | None = None
         self.plan_written = False
         self.job: Job | None = None
         self.awake: set[Lane] = set()
         self.timers: dict[Lane, int] = {}
-        self.told_of: dict[int, int] = {}
-        self.live_settled = set(self.log.records.settled)
-        self.first_of_subscription: dict[int, int] = {}
-        self.first_of_lane: dict[Lane, int] = {}
-        self.mixed: set[Lane] = set()  # lanes whose order between subscriptions is disturbed
-        for tenant in SHARD_OF:
-            self.configure(tenant)
-        records = self.log.records
-        owed = {
-            (sequence, row.subscription)
-            for row in records.owed.values()
-            for sequence in row.sequences
-        }
-        for shard in SHARD_OF.values():
-            self.log.epoch[shard] += 1
+        self.moving: Leaving | Coming | None = None
+
+    def holds(self, shard: int) -> bool:
+        window = self.machine.windows.get(shard)
+        return window is not None and window.open
+
+    def configure(self, shard: int, tenant: int) -> None:
+        world = self.world
+        woken = self.machine.configure(
+            shard,
+            tenant,
+            [e for e in world.endpoints.values() if e.tenant == tenant],
+            [
+                s
+                for s in world.subscriptions.values()
+                if s.tenant == tenant and s.id not in world.deleted
+            ],
+            len(SHARDS_OF[tenant]),
+        )
+        self.awake |= set(woken)
+        # A resumed subscription brings events older than what its lane has sent or holds.
+        world.mixed |= {_name(lane) for lane in woken}
+
+    # Takeover, slice by slice.
+
+    def take_over(self, shard: int) -> None:
+        """The epoch is raised; nobody else writes from here on."""
+        assert self.moving is None
+        self.log.epoch[shard] += 1
+        self.moving = Coming(shard)
+        for tenant, shards in SHARDS_OF.items():
+            if shard in shards:
+                self.configure(shard, tenant)
+
+    def come(self, coming: Coming) -> None:
+        """One slice."""
+        shard, log, machine = coming.shard, self.log, self.machine
+        records = log.records
+        mine = sorted(s for s in log.events if shard_of(s) == shard)
+        if not coming.counted:
+            for subscription in sorted(
+                {row.subscription for key, row in records.owed.items() if key[0] == shard}
+            ):
+                rows = [
+                    row
+                    for key, row in records.owed.items()
+                    if key[0] == shard and row.subscription == subscription
+                ]
+                self.count(shard, subscription, rows)
             checkpoint = records.checkpoint[shard]
-            mine = sorted(s for s in self.log.events if shard_of(s) == shard)
             window = Window(
                 shard,
-                self.log.epoch[shard],
+                log.epoch[shard],
                 checkpoint,
                 records.record_no[shard],
                 mine[-1] if mine else 0,
             )
-            above = [
-                (s, self.log.events[s].tenant, self.log.events[s].targets)
-                for s in mine
-                if s > checkpoint
-            ]
-            self.machine.restore_window(
-                window, above, owed | records.attempted | set(records.settled)
+            window.open = False
+            machine.restore_window(window, (), set())
+            coming.counted, coming.last = True, checkpoint
+            return
+        page = [s for s in mine if s > coming.last][:SLICE_EVENTS]
+        if page:
+            if coming.settled is None:
+                coming.settled = log.settled(shard)
+            coming.last = page[-1]
+            machine.restore_window(
+                machine.windows[shard],
+                [(s, log.events[s].tenant, log.events[s].targets) for s in page],
+                coming.settled,
             )
-        for subscription in sorted({row.subscription for row in records.owed.values()}):
-            rows = [r for r in records.owed.values() if r.subscription == subscription]
-            self.machine.restore_owed(
-                subscription,
-                rows[0].tenant,
-                sum(row.due_us == 0 for row in rows),
-                min((row.due_us for row in rows if row.due_us), default=None),
-            )
-        self.awake |= set(self.machine.lanes.values())
-        self.check()
+            return
+        self.open(shard)
 
-    def configure(self, tenant: int) -> None:
-        woken = self.machine.configure(
-            tenant,
-            [e for e in self.endpoints.values() if e.tenant == tenant],
-            [
-                s
-                for s in self.subscriptions.values()
-                if s.tenant == tenant and s.id not in self.deleted
-            ],
+    def count(self, shard: int, subscription: int, rows: list[StoredRow]) -> None:
+        self.machine.restore_owed(
+            shard,
+            subscription,
+            rows[0].tenant,
+            sum(row.due_us == 0 for row in rows),
+            min((row.due_us for row in rows if row.due_us), default=None),
         )
-        self.awake |= set(woken)
-        # A resumed subscription brings events older than what its lane has sent or holds.
-        self.mixed |= set(woken)
 
-    def crash(self, lost_records: int) -> None:
-        """The node dies, or its database comes back without its last records; its receivers have what they have."""
-        if lost_records:
-            self.log.lose(lost_records)
-        self.start()
+    def open(self, shard: int) -> None:
+        """Its first record is written, then it takes events in and catches up."""
+        if self.plan is not None:
+            return  # there is one record at a time
+        while self.record() and self.plan is not None:
+            pass
+        self.machine.windows[shard].open = True
+        self.moving = None
+        self.awake |= {lane for lane in self.machine.lanes.values() if lane.shard == shard}
+
+    # Hand-off.
+
+    def begin_leaving(self, shard: int, target: Node) -> None:
+        assert self.moving is None
+        self.moving = Leaving(shard, target)
+        self.machine.pause_shard(shard)
+
+    def leave(self, leaving: Leaving, *, forced: bool = False) -> bool:
+        """One step; False when something has to end first. The target takes it over when it is gone."""
+        shard, machine, world = leaving.shard, self.machine, self.world
+        if not leaving.closed:
+            if machine.in_flight_of(shard) and not forced:
+                return False
+            machine.windows[shard].open = False
+            leaving.closed = True
+            return True
+        if any(shard_of(e.sequence) == shard for t in self.transactions for e in t.events):
+            return False
+        if self.plan is not None:
+            return False
+        if not machine.is_clean(shard):
+            if not forced:
+                return self.record()
+            world.may_come_again(shard)
+            gone = [r for r in self.requests if r.lane.shard == shard]
+            self.requests = [r for r in self.requests if r.lane.shard != shard]
+            self.orphans += gone
+        else:
+            assert not any(r.lane.shard == shard for r in self.requests)
+        machine.forget_shard(shard)
+        self.moving = None
+        self.awake = {lane for lane in self.awake if lane.shard != shard}
+        world.homes[shard] = leaving.target
+        world.waiting.append(shard)
+        return True
+
+    def stay(self, leaving: Leaving) -> None:
+        """Its requests do not end: it is not handed off after all."""
+        self.moving = None
+        self.machine.windows[leaving.shard].open = True
+        self.machine.keep_shard(leaving.shard)
+        for tenant, shards in SHARDS_OF.items():
+            if leaving.shard in shards:
+                self.configure(leaving.shard, tenant)
 
     # Ingest.
 
-    def publish(self, tenant: int, matches: list[tuple[int, int]]) -> None:
+    def publish(self, tenant: int, shard: int, matches: list[tuple[int, int]]) -> Transaction:
         """Begin a transaction; `matches` are (bit set of the subscriptions matched, size) of its events."""
-        window = self.machine.windows[SHARD_OF[tenant]]
-        ids = [s.id for s in SUBSCRIPTIONS if s.tenant == tenant and s.id not in self.deleted]
+        window = self.machine.windows[shard]
+        ids = [s.id for s in SUBSCRIPTIONS if s.tenant == tenant and s.id not in self.world.deleted]
         events = []
         for bits, size in matches:
             targets = tuple(s for place, s in enumerate(ids) if bits >> place & 1)
-            event = _event(StoredEvent(tenant, targets, size), window.clock.take(self.now_us, 1))
+            event = _event(
+                StoredEvent(tenant, targets, size), window.clock.take(self.world.now_us, 1)
+            )
             self.machine.assigned(event)
             events.append(event)
         self.transactions.append(Transaction(events))
+        return self.transactions[-1]
 
     def commit(self, transaction: Transaction) -> None:
         """The transaction is durable, but the node does not know yet."""
         transaction.durable = True
         for event in transaction.events:
+            assert self.world.homes[shard_of(event.sequence)] is self, "fenced"
             self.log.events[event.sequence] = StoredEvent(event.tenant, event.targets, event.size)
 
     def told(self, transaction: Transaction) -> None:
         """The node learns that the transaction committed."""
+        world = self.world
         self.transactions.remove(transaction)
         woken: set[Lane] = set()
         for event in transaction.events:
             shard = shard_of(event.sequence)
-            if event.sequence < self.told_of.get(shard, 0):
-                self.late.add(event.sequence)
-            self.told_of[shard] = max(event.sequence, self.told_of.get(shard, 0))
+            if event.sequence < world.told_of.get(shard, 0):
+                world.late.add(event.sequence)
+            world.told_of[shard] = max(event.sequence, world.told_of.get(shard, 0))
             self.machine.committed(event, woken)
         self.awake |= woken
 
     def abort(self, transaction: Transaction, *, again: bool) -> None:
         """The transaction was rolled back; perhaps the same events are tried once more."""
         self.transactions.remove(transaction)
+        shards = [shard_of(event.sequence) for event in transaction.events]
         for event in transaction.events:
             self.machine.aborted(event)
         if again:
-            for event in transaction.events:
-                window = self.machine.windows[SHARD_OF[event.tenant]]
-                event.sequence = window.clock.take(self.now_us, 1)
+            for event, shard in zip(transaction.events, shards, strict=True):
+                window = self.machine.windows[shard]
+                event.sequence = window.clock.take(self.world.now_us, 1)
                 self.machine.assigned(event)
             self.transactions.append(Transaction(transaction.events))
 
     # Requests.
 
     def ready(self, lane: Lane) -> bool:
-        return lane.in_flight < CONCURRENCY and lane.ready_in_us(self.now_us) == 0
+        return lane.in_flight < CONCURRENCY and lane.ready_in_us(self.world.now_us) == 0
 
     def take(self, lane: Lane) -> None:
+        world = self.world
         deliveries = self.machine.take(lane)
         assert deliveries, "a lane that is ready has something to send"
-        in_flight = {_pair(d) for r in self.requests for d in r.deliveries}
+        in_flight = {_pair(d) for node in world.nodes for r in node.requests for d in r.deliveries}
+        name = _name(lane)
         for delivery in deliveries:
             pair = _pair(delivery)
-            assert pair not in self.live_settled, "no duplicates without a crash"
+            assert world.homes[lane.shard] is self, "who does not hold a shard sends nothing of it"
+            assert pair not in world.live_settled, "no duplicates without a crash"
             assert pair not in in_flight, "in flight once"
-            assert self.machine.routes[delivery.subscription].active
+            assert self.machine.routes[lane.shard, delivery.subscription].active
             assert len(delivery.event.data) == delivery.event.size, "its payload is there"
-            if delivery.attempt == 0 and delivery.event.sequence not in self.late:
+            if delivery.attempt == 0 and delivery.event.sequence not in world.late:
                 sequence = delivery.event.sequence
-                before = self.first_of_subscription.get(delivery.subscription, 0)
-                assert sequence > before, "a subscription's first attempts are in order"
-                self.first_of_subscription[delivery.subscription] = sequence
-                if lane not in self.mixed:
-                    assert sequence >= self.first_of_lane.get(lane, 0), "a lane's, too"
-                    self.first_of_lane[lane] = sequence
+                key = (lane.shard, delivery.subscription)
+                assert sequence > world.first_of_subscription.get(key, 0), (
+                    "a subscription's first attempts are in order"
+                )
+                world.first_of_subscription[key] = sequence
+                if name not in world.mixed:
+                    assert sequence >= world.first_of_lane.get(name, 0), "a lane's, too"
+                    world.first_of_lane[name] = sequence
         self.requests.append(Request(lane, deliveries))
         if not lane.queue and not lane.drains() and not self.owes(lane):
-            self.mixed.discard(lane)
-            self.first_of_lane.pop(lane, None)
+            world.mixed.discard(name)
+            world.first_of_lane.pop(name, None)
         self.awake.add(lane)
 
     def owes(self, lane: Lane) -> bool:
+        routes = self.machine.routes
         return any(
-            self.machine.routes[row.subscription].lane is lane
-            for row in self.log.records.owed.values()
-            if row.subscription in self.machine.routes
+            key[0] == lane.shard
+            and (lane.shard, row.subscription) in routes
+            and routes[lane.shard, row.subscription].lane is lane
+            for key, row in self.log.records.owed.items()
         )
 
     def complete(self, request: Request, verdict: Verdict, delay_us: int) -> None:
-        self.requests.remove(request)
+        world = self.world
+        orphan = request in self.orphans
+        (self.orphans if orphan else self.requests).remove(request)
         pairs = [_pair(d) for d in request.deliveries]
         if verdict is Verdict.DELIVERED:
-            self.got.update(pairs)
-            self.live_settled.update(pairs)
+            world.got.update(pairs)
+            if not orphan:
+                world.live_settled.update(pairs)
         status = 200 if verdict is Verdict.DELIVERED else 500
-        due_us = self.now_us + delay_us
+        due_us = world.now_us + delay_us
 
         def retry_due(attempts: int, event_us: int) -> int | None:
-            assert START_US <= event_us <= self.now_us + 1000
+            assert START_US <= event_us <= world.now_us + 1000
             return due_us if attempts < 3 else None
 
-        if verdict is not Verdict.DELIVERED:
+        if verdict is not Verdict.DELIVERED and not orphan:
             for delivery in request.deliveries:
                 if verdict is Verdict.DEAD or delivery.attempt + 1 >= 3:
-                    self.ended.add(_pair(delivery))
+                    world.ended.add(_pair(delivery))
         self.machine.settle(
             request.lane,
             request.deliveries,
             Outcome(verdict, status, AttemptError.NONE, 1.0),
             retry_due,
         )
-        self.awake.add(request.lane)
+        if not orphan:
+            self.awake.add(request.lane)
 
     # Catch up.
 
     def catch_up(self, lane: Lane, rows_max: int, deliveries_max: int) -> bool:
         """One step; False when there is nothing to do."""
+        now_us = self.world.now_us
         step = self.catch_ups.get(lane)
         if step is None:
-            if not lane.wants_catch_up(self.now_us):
+            if not self.holds(lane.shard) or not lane.wants_catch_up(now_us):
                 return False
-            step = CatchUp(self.machine.catch_up_query(lane, self.now_us))
+            step = CatchUp(self.machine.catch_up_query(lane, now_us))
             self.catch_ups[lane] = step
             lane.catching_up = True
         elif step.query is not None and step.found is None:
-            step.found = self.log.find(step.query, self.now_us, rows_max)
+            step.found = self.log.find(step.query, now_us, rows_max)
         elif step.query is not None and step.found is not None:
             self.machine.claim(lane, step.query, *step.found)
             if step.query.retries and step.query.look.retry_us is None:
@@ -539,7 +663,7 @@ class World:
     def record(self) -> bool:
         """One step of a record: plan, commit, learn of it; False when there is nothing to write."""
         if self.plan is None:
-            self.plan = self.machine.plan_record(self.now_us)
+            self.plan = self.machine.plan_record(self.world.now_us)
             self.plan_written = False
             self.check_windows()
             return self.plan is not None
@@ -551,7 +675,299 @@ class World:
             self.awake |= set(self.machine.recorded(plan))
         return True
 
-    # The operator, and time.
+    # Jobs.
+
+    def begin_expiry(self) -> None:
+        """Retention reaches into what is still owed."""
+        shards = tuple(self.machine.windows)
+        owed = sorted(
+            s
+            for key, row in self.log.records.owed.items()
+            if key[0] in shards
+            for s in row.sequences
+        )
+        if self.job is None and owed:
+            self.job = Job(self.machine.look(), shards, below=owed[len(owed) // 2] + 1)
+
+    def begin_cancelling(self) -> None:
+        deleted = self.machine.deleted()
+        if self.job is None and deleted:
+            shard, subscription = deleted[0]
+            self.job = Job(self.machine.look(), (shard,), subscription=subscription)
+
+    def work(self) -> None:
+        """One step of a job."""
+        job = self.job
+        if job is None:
+            return
+        below = job.below
+        if job.rows is None:
+            if below is None:
+                job.rows = self.log.find_where(
+                    job.shards, lambda r: r.subscription == job.subscription, 2
+                )
+            else:
+                job.rows = self.log.find_where(job.shards, lambda r: r.sequences[0] < below, 2)
+            return
+        self.job = None
+        if below is not None:
+            self.world.expired |= {
+                (s, r.subscription) for r in job.rows for s in r.sequences if s < below
+            }
+        if job.rows:
+            self.machine.end_rows(job.look, job.rows, expired_below=below)
+        elif below is None:
+            self.machine.cancelled_all(job.shards[0], job.subscription, job.look)
+
+    # Promises.
+
+    def check_windows(self) -> None:
+        """Only an event that is not committed holds the checkpoint back for longer than the window allows."""
+        for window in self.machine.windows.values():
+            oldest = next(iter(window._events), None)
+            if oldest is not None and oldest.deliveries is not None:
+                assert microseconds_of(oldest.sequence) >= self.world.now_us - LIMITS.window_us_max
+                assert len(window) <= LIMITS.window_events_max
+
+    def in_memory(self) -> Iterator[Delivery]:
+        for lane in self.machine.lanes.values():
+            yield from lane.queue
+            yield from lane.spill
+        yield from self.machine._parked
+        for request in self.requests:
+            yield from request.deliveries
+
+    def check_memory(self) -> None:
+        """Counts are what they count, bounds are kept, no delivery is in memory twice."""
+        machine = self.machine
+        deliveries = list(self.in_memory())
+        still = [d for request in self.orphans for d in request.deliveries]
+        held = Counter(id(d.event) for d in (*deliveries, *still))
+        in_memory = {id(d.event): d.event for d in (*deliveries, *still)}
+        assert machine.held_bytes == sum(event.size for event in in_memory.values())
+        assert all(event.held == held[key] for key, event in in_memory.items())
+        lanes = set(machine.lanes.values())
+        loading = [
+            item
+            for lane, step in self.catch_ups.items()
+            if lane in lanes
+            for item in step.loading or ()
+        ]
+        places = Counter(_pair(d) for d in deliveries)
+        places.update((item.sequence, item.row.subscription) for item in loading)
+        out = Counter(id(d.owed) for d in deliveries if d.owed is not None)
+        out.update(id(item.row) for item in loading)
+        counted = set(machine.windows)
+        unclaimed = {
+            key: (row.subscription, row.due_us)
+            for key, row in self.log.records.owed.items()
+            if key[0] in counted
+        }
+        if self.plan is not None and not self.plan_written:
+            for insert in self.plan.owed_inserts:
+                unclaimed[insert.shard, insert.id] = (insert.subscription, insert.due_us)
+        for key in machine._ending:
+            unclaimed.pop(key, None)
+        for lane in lanes:
+            assert lane.queue_bytes == sum(d.event.size for d in lane.queue)
+            assert len(lane.queue) <= LIMITS.lane_deliveries_max
+            assert lane.queue_bytes <= LIMITS.lane_bytes_max + EVENT_SIZE_MAX
+            assert lane.in_flight == sum(r.lane is lane for r in self.requests)
+            waiting = []
+            for key, row in lane.rows.items():
+                unclaimed.pop(key, None)
+                assert key == (row.shard, row.id)
+                assert row.shard == lane.shard
+                assert row.out == out.pop(id(row), 0)
+                assert row.waiting == sorted(set(row.waiting), reverse=True)
+                assert len(row.remaining) == row.out + len(row.waiting)
+                assert row.remaining >= set(row.waiting)
+                places.update((sequence, row.subscription) for sequence in row.waiting)
+                if row.waiting and machine.routes[row.shard, row.subscription].active:
+                    waiting.append(row)
+            assert _by_id(waiting) == _by_id(lane.waiting_rows)
+            step = self.catch_ups.get(lane, CatchUp())
+            assert lane.loading == len(step.loading or ())
+        assert not out, "the rows of what is in memory are claimed"
+        assert all(count == 1 for count in places.values()), "no delivery is in memory twice"
+        backlog = Counter(
+            (key[0], subscription)
+            for key, (subscription, due_us) in unclaimed.items()
+            if not due_us
+        )
+        for key, route in machine.routes.items():
+            assert key == (route.shard, route.subscription)
+            assert route.backlog >= 0
+            if not route.deleted:
+                assert route.backlog == backlog[key]
+        fresh = set[tuple[int, int]]()
+        if self.plan is not None:
+            fresh = {(insert.shard, insert.id) for insert in self.plan.owed_inserts}
+        for lane in lanes:
+            assert lane.backlog == sum(backlog[lane.shard, s] for s in lane.subscriptions)
+            for key, (subscription, due_us) in unclaimed.items():
+                if key[0] != lane.shard:
+                    continue
+                if due_us and subscription in lane.subscriptions and key not in fresh:
+                    assert lane.retry_us is not None, "no retry is forgotten"
+                    assert lane.retry_us <= due_us
+        for mine in (machine.lanes, machine.routes, machine._owed, machine._dead, machine._dirty):
+            assert {key[0] for key in mine} <= counted | {self._coming()}, (
+                "of others nothing is left"
+            )
+
+    def _coming(self) -> int:
+        return self.moving.shard if isinstance(self.moving, Coming) else -1
+
+    # The end.
+
+    def is_done(self) -> bool:
+        return not (
+            any(len(window) for window in self.machine.windows.values())
+            or any(True for _ in self.in_memory())
+            or self.orphans
+            or self.machine.deleted()
+            or self.machine.unrecorded()
+            or self.plan is not None
+            or self.moving is not None
+        )
+
+    def sleep(self, lane: Lane) -> None:
+        """A lane's loop waits for a wake or for the timer that it sets."""
+        self.awake.discard(lane)
+        ready = lane.ready_in_us(self.world.now_us)
+        timers = [] if ready is None else [self.world.now_us + ready]
+        if lane.retry_us is not None:
+            timers.append(lane.retry_us)
+        self.timers.pop(lane, None)
+        if timers:
+            self.timers[lane] = min(timers)
+
+    def run_once(self) -> None:
+        """What the loops of a node do, each when it was woken or its time came."""
+        now_us = self.world.now_us
+        for lane in list(self.catch_ups):
+            while lane in self.catch_ups:
+                self.catch_up(lane, 3, 3)
+        for lane in list(self.machine.lanes.values()):
+            if lane not in self.awake and self.timers.get(lane, now_us + 1) > now_us:
+                continue
+            for _ in range(20):
+                if self.ready(lane):
+                    self.take(lane)
+                    self.complete(self.requests[-1], Verdict.DELIVERED, 0)
+                elif self.catch_up(lane, 3, 3):
+                    while lane in self.catch_ups:
+                        self.catch_up(lane, 3, 3)
+                else:
+                    self.sleep(lane)
+                    break
+        for request in [*self.requests, *self.orphans]:
+            self.complete(request, Verdict.DELIVERED, 0)
+        self.begin_cancelling()
+        while self.job is not None:
+            self.work()
+        while self.record() and self.plan is not None:
+            pass
+        self.world.move_on(self)
+
+
+class World:
+    """Two nodes, their log, their receivers and their operator."""
+
+    obligations_class: ClassVar[type[Obligations]] = Obligations
+    log_class: ClassVar[type[Log]] = Log
+    node_class: ClassVar[type[Node]] = Node
+
+    def __init__(self) -> None:
+        self.log = self.log_class()
+        self.now_us = START_US
+        self.endpoints = {endpoint.id: endpoint for endpoint in ENDPOINTS}
+        self.subscriptions = {subscription.id: subscription for subscription in SUBSCRIPTIONS}
+        self.deleted: set[int] = set()
+        self.got: Counter[Pair] = Counter()
+        self.ended: set[Pair] = set()  # by retry policy or refusal: may stand as dead
+        self.expired: set[Pair] = set()
+        self.late: set[int] = set()  # committed after a later sequence was: no order is promised
+        self.told_of: dict[int, int] = {}
+        # By shard, whoever holds it: a hand-off in order changes nothing of it.
+        self.live_settled: set[Pair] = set()
+        self.first_of_subscription: dict[tuple[int, int], int] = {}
+        self.first_of_lane: dict[tuple[int, int], int] = {}
+        self.mixed: set[tuple[int, int]] = set()  # whose order between subscriptions is disturbed
+        self.nodes = [self.node_class(self), self.node_class(self)]
+        self.homes = dict.fromkeys(SHARDS, self.nodes[0])
+        self.waiting: list[int] = list(SHARDS)  # shards whose node has not begun to take them over
+        self.settle_moves()
+        self.check()
+
+    # Shards that move.
+
+    def may_come_again(self, shard: int) -> None:
+        """What of a shard was sent and is not recorded is sent again, in an order of its own."""
+        settled = self.log.records.settled
+        self.live_settled = {
+            pair for pair in self.live_settled if shard_of(pair[0]) != shard or pair in settled
+        }
+        for of in (self.first_of_subscription, self.first_of_lane):
+            for key in [key for key in of if key[0] == shard]:
+                del of[key]
+        self.mixed |= {(shard, endpoint) for endpoint in self.endpoints}
+
+    def move_on(self, node: Node) -> bool:
+        """One step of what moves to or from a node; False where nothing can go on."""
+        moving = node.moving
+        if isinstance(moving, Leaving):
+            return node.leave(moving)
+        if isinstance(moving, Coming):
+            node.come(moving)
+            return True
+        for shard in self.waiting:
+            if self.homes[shard] is node:
+                self.waiting.remove(shard)
+                node.take_over(shard)
+                return True
+        return False
+
+    def settle_moves(self) -> None:
+        """Every takeover goes to its end."""
+        while self.waiting or any(isinstance(node.moving, Coming) for node in self.nodes):
+            for node in self.nodes:
+                if not isinstance(node.moving, Leaving):
+                    self.move_on(node)
+            self.check()
+            if any(isinstance(node.moving, Leaving) for node in self.nodes):
+                return
+
+    def crash(self, which: int, lost_records: int, *, elsewhere: bool) -> None:
+        """A node dies, or the database comes back without its last records, for all. Receivers have what they have.
+
+        Its shards are taken over by its next boot, or by the other node.
+        """
+        if lost_records:
+            self.log.lose(lost_records)
+        for dead in list(self.nodes) if lost_records else [self.nodes[which]]:
+            place = self.nodes.index(dead)
+            self.nodes[place] = self.node_class(self)
+            heir = self.nodes[(place + elsewhere) % 2]
+            for shard in SHARDS:
+                if self.homes[shard] is dead:
+                    self.homes[shard] = heir
+                    if shard not in self.waiting:
+                        self.waiting.append(shard)
+                    self.may_come_again(shard)
+            for node in self.nodes:
+                if isinstance(node.moving, Leaving) and node.moving.target is dead:
+                    node.moving.target = self.nodes[place]
+
+    def configure(self, tenant: int) -> None:
+        """A tenant's configuration changed: those who hold something of it know at once."""
+        for node in self.nodes:
+            for shard in SHARDS_OF[tenant]:
+                if shard in node.machine.windows or node._coming() == shard:
+                    node.configure(shard, tenant)
+
+    # The operator.
 
     def pause_subscription(self, subscription: int, *, paused: bool) -> None:
         state = SubscriptionState.PAUSED if paused else SubscriptionState.ACTIVE
@@ -569,39 +985,6 @@ class World:
         self.deleted.add(subscription)
         self.configure(self.subscriptions[subscription].tenant)
 
-    def begin_expiry(self) -> None:
-        """Retention reaches into what is still owed."""
-        owed = sorted(s for row in self.log.records.owed.values() for s in row.sequences)
-        if self.job is None and owed:
-            self.job = Job(self.machine.look(), below=owed[len(owed) // 2] + 1)
-
-    def begin_cancelling(self) -> None:
-        deleted = self.machine.deleted()
-        if self.job is None and deleted:
-            self.job = Job(self.machine.look(), subscription=deleted[0])
-
-    def work(self) -> None:
-        """One step of a job."""
-        job = self.job
-        if job is None:
-            return
-        below = job.below
-        if job.rows is None:
-            if below is None:
-                job.rows = self.log.find_where(lambda r: r.subscription == job.subscription, 2)
-            else:
-                job.rows = self.log.find_where(lambda r: r.sequences[0] < below, 2)
-            return
-        self.job = None
-        if below is not None:
-            self.expired |= {
-                (s, r.subscription) for r in job.rows for s in r.sequences if s < below
-            }
-        if job.rows:
-            self.machine.end_rows(job.look, job.rows, expired_below=below)
-        elif below is None:
-            self.machine.cancelled_all(job.subscription, job.look)
-
     def prune(self, sequence: int) -> None:
         """An event's partition was dropped although deliveries of it stand owed."""
         event = self.log.events[sequence]
@@ -615,6 +998,12 @@ class World:
         self.check_log()
         self.check_memory()
 
+    def check_memory(self) -> None:
+        for node in self.nodes:
+            node.check_memory()
+        mine = [set(node.machine.windows) for node in self.nodes]
+        assert not mine[0] & mine[1], "a shard is in one memory"
+
     def check_log(self) -> None:
         """A crash at this moment loses nothing, and the books balance."""
         records = self.log.records
@@ -623,7 +1012,7 @@ class World:
             for row in records.owed.values()
             for sequence in row.sequences
         )
-        expected = {tenant: Counter[str]() for tenant in SHARD_OF}
+        expected = {tenant: Counter[str]() for tenant in SHARDS_OF}
         pairs = set()
         for sequence, event in self.log.events.items():
             passed = sequence <= records.checkpoint[shard_of(sequence)]
@@ -647,93 +1036,21 @@ class World:
                     count[how if how in ("delivered", "cancelled") else "dead"] += 1
         assert pairs >= set(owed) | set(records.settled), "nothing is made up"
         assert {t: +c for t, c in records.ledger.items()} == {t: +c for t, c in expected.items()}
-        for transaction in self.transactions:
-            for under_way in transaction.events:
-                sequence = under_way.sequence
-                assert sequence > records.checkpoint[shard_of(sequence)]
-
-    def check_windows(self) -> None:
-        """Only an event that is not committed holds the checkpoint back for longer than the window allows."""
-        windows = self.machine.windows.values()
-        for window in windows:
-            oldest = next(iter(window._events), None)
-            if oldest is not None and oldest.deliveries is not None:
-                assert microseconds_of(oldest.sequence) >= self.now_us - LIMITS.window_us_max
-                assert len(window) <= LIMITS.window_events_max
-
-    def in_memory(self) -> Iterator[Delivery]:
-        for lane in self.machine.lanes.values():
-            yield from lane.queue
-            yield from lane.spill
-        yield from self.machine._parked
-        for request in self.requests:
-            yield from request.deliveries
-
-    def check_memory(self) -> None:
-        """Counts are what they count, bounds are kept, no delivery is in memory twice."""
-        machine = self.machine
-        deliveries = list(self.in_memory())
-        held = Counter(id(d.event) for d in deliveries)
-        in_memory = {id(d.event): d.event for d in deliveries}
-        assert machine.held_bytes == sum(event.size for event in in_memory.values())
-        assert all(event.held == held[key] for key, event in in_memory.items())
-        loading = [item for step in self.catch_ups.values() for item in step.loading or ()]
-        places = Counter(_pair(d) for d in deliveries)
-        places.update((item.sequence, item.row.subscription) for item in loading)
-        out = Counter(id(d.owed) for d in deliveries if d.owed is not None)
-        out.update(id(item.row) for item in loading)
-        unclaimed = {
-            key: (row.subscription, row.due_us) for key, row in self.log.records.owed.items()
-        }
-        if self.plan is not None and not self.plan_written:
-            for insert in self.plan.owed_inserts:
-                unclaimed[insert.shard, insert.id] = (insert.subscription, insert.due_us)
-        for key in machine._ending:
-            unclaimed.pop(key, None)
-        for lane in machine.lanes.values():
-            assert lane.queue_bytes == sum(d.event.size for d in lane.queue)
-            assert len(lane.queue) <= LIMITS.lane_deliveries_max
-            assert lane.queue_bytes <= LIMITS.lane_bytes_max + EVENT_SIZE_MAX
-            assert lane.in_flight == sum(r.lane is lane for r in self.requests)
-            waiting = []
-            for key, row in lane.rows.items():
-                unclaimed.pop(key, None)
-                assert key == (row.shard, row.id)
-                assert row.out == out.pop(id(row), 0)
-                assert row.waiting == sorted(set(row.waiting), reverse=True)
-                assert len(row.remaining) == row.out + len(row.waiting)
-                assert row.remaining >= set(row.waiting)
-                places.update((sequence, row.subscription) for sequence in row.waiting)
-                if row.waiting and machine.routes[row.subscription].active:
-                    waiting.append(row)
-            assert _by_id(waiting) == _by_id(lane.waiting_rows)
-            step = self.catch_ups.get(lane, CatchUp())
-            assert lane.loading == len(step.loading or ())
-        assert not out, "the rows of what is in memory are claimed"
-        assert all(count == 1 for count in places.values()), "no delivery is in memory twice"
-        backlog = Counter(subscription for subscription, due_us in unclaimed.values() if not due_us)
-        for route in machine.routes.values():
-            assert route.backlog >= 0
-            if not route.deleted:
-                assert route.backlog == backlog[route.subscription]
-        fresh = set[tuple[int, int]]()
-        if self.plan is not None:
-            fresh = {(insert.shard, insert.id) for insert in self.plan.owed_inserts}
-        for lane in machine.lanes.values():
-            assert lane.backlog == sum(backlog[s] for s in lane.subscriptions)
-            for key, (subscription, due_us) in unclaimed.items():
-                if due_us and subscription in lane.subscriptions and key not in fresh:
-                    assert lane.retry_us is not None, "no retry is forgotten"
-                    assert lane.retry_us <= due_us
+        for node in self.nodes:
+            for transaction in node.transactions:
+                for under_way in transaction.events:
+                    sequence = under_way.sequence
+                    assert sequence > records.checkpoint[shard_of(sequence)]
 
     # The end.
 
     def quiesce(self) -> None:
         """Faults stop: everything reaches its receiver, and the checkpoint the last event."""
-        for transaction in list(self.transactions):
-            if not transaction.durable:
-                self.commit(transaction)
-            self.told(transaction)
+        for node in self.nodes:
+            for transaction in list(node.transactions):
+                if not transaction.durable:
+                    node.commit(transaction)
+                node.told(transaction)
         for endpoint in self.endpoints:
             self.pause_endpoint(endpoint, paused=False)
         for subscription in self.subscriptions:
@@ -742,11 +1059,13 @@ class World:
         for _ in range(300):
             if self.is_done():
                 break
-            self.run_once()
-            self.check()
+            for node in self.nodes:
+                node.run_once()
+                self.check()
+            self.now_us += 300_000
         else:
             raise AssertionError("it comes to rest")
-        for shard in SHARD_OF.values():
+        for shard in SHARDS:
             last = max((s for s in self.log.events if shard_of(s) == shard), default=0)
             assert self.log.records.checkpoint[shard] >= last
         for sequence, event in self.log.events.items():
@@ -754,51 +1073,15 @@ class World:
                 assert (sequence, subscription) in self.log.records.settled
 
     def is_done(self) -> bool:
-        return not (
-            self.log.records.owed
-            or any(len(window) for window in self.machine.windows.values())
-            or any(True for _ in self.in_memory())
-            or self.machine.deleted()
-            or self.machine.unrecorded()
-            or self.plan is not None
+        return (
+            not self.log.records.owed
+            and not self.waiting
+            and all(node.is_done() for node in self.nodes)
         )
 
-    def sleep(self, lane: Lane) -> None:
-        """A lane's loop waits for a wake or for the timer that it sets."""
-        self.awake.discard(lane)
-        ready = lane.ready_in_us(self.now_us)
-        timers = [] if ready is None else [self.now_us + ready]
-        if lane.retry_us is not None:
-            timers.append(lane.retry_us)
-        self.timers.pop(lane, None)
-        if timers:
-            self.timers[lane] = min(timers)
 
-    def run_once(self) -> None:
-        """What the loops of a node do, each when it was woken or its time came."""
-        for lane in self.machine.lanes.values():
-            while lane in self.catch_ups:
-                self.catch_up(lane, 3, 3)
-            if lane not in self.awake and self.timers.get(lane, self.now_us + 1) > self.now_us:
-                continue
-            for _ in range(20):
-                if self.ready(lane):
-                    self.take(lane)
-                    self.complete(self.requests[-1], Verdict.DELIVERED, 0)
-                elif self.catch_up(lane, 3, 3):
-                    while lane in self.catch_ups:
-                        self.catch_up(lane, 3, 3)
-                else:
-                    self.sleep(lane)
-                    break
-        for request in list(self.requests):
-            self.complete(request, Verdict.DELIVERED, 0)
-        self.begin_cancelling()
-        while self.job is not None:
-            self.work()
-        while self.record() and self.plan is not None:
-            pass
-        self.now_us += 300_000
+def _name(lane: Lane) -> tuple[int, int]:
+    return lane.shard, lane.endpoint.id
 
 
 def _pair(delivery: Delivery) -> Pair:
@@ -812,10 +1095,12 @@ def _by_id(rows: list[OwedRow]) -> list[tuple[int, int]]:
 # Hypothesis chooses.
 
 pick = st.integers(0, 5)
+places = st.sampled_from([(1, 3), (1, 3), (2, 7), (3, 3), (3, 7)])
+"""A tenant, and the shard of it that an event goes to."""
 
 
 class Machine(RuleBasedStateMachine):
-    """Whatever may happen to a node, in any order."""
+    """Whatever may happen to two nodes, in any order."""
 
     world_class: ClassVar[type[World]] = World
 
@@ -827,58 +1112,68 @@ class Machine(RuleBasedStateMachine):
         things = list(things)
         return things[place % len(things)]
 
-    def lane(self, place: int) -> Lane:
-        lane: Lane = self.choose(self.world.machine.lanes.values(), place)
-        return lane
+    def lanes(self) -> list[tuple[Node, Lane]]:
+        return [(node, lane) for node in self.world.nodes for lane in node.machine.lanes.values()]
+
+    def under_way(self) -> list[tuple[Node, Transaction]]:
+        return [(node, each) for node in self.world.nodes for each in node.transactions]
+
+    def requests(self) -> list[tuple[Node, Request]]:
+        return [
+            (node, each) for node in self.world.nodes for each in (*node.requests, *node.orphans)
+        ]
 
     @rule(
-        tenant=st.sampled_from([1, 1, 2]),
+        place=places,
         matches=st.lists(
             st.tuples(st.integers(0, 15), st.integers(1, EVENT_SIZE_MAX)), min_size=1, max_size=4
         ),
     )
-    def publish_and_commit(self, tenant: int, matches: list[tuple[int, int]]) -> None:
+    def publish_and_commit(self, place: tuple[int, int], matches: list[tuple[int, int]]) -> None:
         world = self.world
-        world.publish(tenant, matches)
-        transaction = world.transactions[-1]
-        world.commit(transaction)
-        world.told(transaction)
-        world.check()
+        node = world.homes[place[1]]
+        if node.holds(place[1]):
+            transaction = node.publish(*place, matches)
+            node.commit(transaction)
+            node.told(transaction)
+            world.check()
 
-    @precondition(lambda self: len(self.world.transactions) < 2)
+    @precondition(lambda self: len(self.under_way()) < 2)
     @rule(
-        tenant=st.sampled_from([1, 1, 2]),
+        place=places,
         matches=st.lists(
             st.tuples(st.integers(0, 15), st.integers(1, EVENT_SIZE_MAX)), min_size=1, max_size=3
         ),
     )
-    def publish(self, tenant: int, matches: list[tuple[int, int]]) -> None:
-        self.world.publish(tenant, matches)
-        self.world.check()
+    def publish(self, place: tuple[int, int], matches: list[tuple[int, int]]) -> None:
+        node = self.world.homes[place[1]]
+        if node.holds(place[1]):
+            node.publish(*place, matches)
+            self.world.check()
 
-    @precondition(lambda self: self.world.transactions)
+    @precondition(lambda self: self.under_way())
     @rule(place=pick, how=st.sampled_from(["commit", "commit", "abort", "again"]))
     def go_on_with_a_transaction(self, place: int, how: str) -> None:
-        transaction = self.choose(self.world.transactions, place)
+        node, transaction = self.choose(self.under_way(), place)
         if transaction.durable:
-            self.world.told(transaction)
+            node.told(transaction)
         elif how == "commit":
-            self.world.commit(transaction)
+            node.commit(transaction)
         else:
-            self.world.abort(transaction, again=how == "again")
+            node.abort(transaction, again=how == "again")
         self.world.check()
 
-    @precondition(lambda self: any(map(self.world.ready, self.world.machine.lanes.values())))
+    @precondition(lambda self: any(node.ready(lane) for node, lane in self.lanes()))
     @rule(place=pick, times=st.integers(1, 3))
     def take(self, place: int, times: int) -> None:
-        world = self.world
         for _ in range(times):
-            ready = [lane for lane in world.machine.lanes.values() if world.ready(lane)]
+            ready = [(node, lane) for node, lane in self.lanes() if node.ready(lane)]
             if ready:
-                world.take(self.choose(ready, place))
-                world.check()
+                node, lane = self.choose(ready, place)
+                node.take(lane)
+                self.world.check()
 
-    @precondition(lambda self: self.world.requests)
+    @precondition(lambda self: self.requests())
     @rule(
         place=pick,
         verdict=st.sampled_from(
@@ -887,19 +1182,22 @@ class Machine(RuleBasedStateMachine):
         delay_us=st.sampled_from([1, 100_000, 2_000_000]),
     )
     def complete(self, place: int, verdict: Verdict, delay_us: int) -> None:
-        self.world.complete(self.choose(self.world.requests, place), verdict, delay_us)
+        node, request = self.choose(self.requests(), place)
+        node.complete(request, verdict, delay_us)
         self.world.check()
 
+    @precondition(lambda self: self.lanes())
     @rule(place=pick, rows_max=st.integers(1, 3), deliveries_max=st.integers(1, 4), steps=pick)
     def catch_up(self, place: int, rows_max: int, deliveries_max: int, steps: int) -> None:
         for _ in range(steps + 1):
-            self.world.catch_up(self.lane(place), rows_max, deliveries_max)
+            node, lane = self.choose(self.lanes(), place)
+            node.catch_up(lane, rows_max, deliveries_max)
             self.world.check()
 
-    @rule(steps=st.sampled_from([1, 2, 3, 3, 3]))
-    def record(self, steps: int) -> None:
+    @rule(steps=st.sampled_from([1, 2, 3, 3, 3]), which=st.integers(0, 1))
+    def record(self, steps: int, which: int) -> None:
         for _ in range(steps):
-            self.world.record()
+            self.world.nodes[which].record()
             self.world.check()
 
     @rule(us=st.sampled_from([0, 1, 5_000, 200_000, 1_500_000]))
@@ -907,23 +1205,24 @@ class Machine(RuleBasedStateMachine):
         self.world.now_us += us
         self.world.check()
 
+    @precondition(lambda self: self.lanes())
     @rule(place=pick, relieve=st.booleans())
     def a_loop_turns(self, place: int, relieve: bool) -> None:
         """Bytes are relieved, or a lane's loop finds nothing to do and waits for a wake or a timer."""
         world = self.world
-        machine = world.machine
-        lane = self.lane(place)
+        node, lane = self.choose(self.lanes(), place)
+        machine = node.machine
         if relieve:
             machine.relieve()
             queued = any(lane.queue for lane in machine.lanes.values())
             assert machine.held_bytes <= LIMITS.held_bytes_max or not queued
             world.check()
-        elif not world.ready(lane) and (
-            lane in world.catch_ups or not lane.wants_catch_up(world.now_us)
+        elif not node.ready(lane) and (
+            lane in node.catch_ups or not lane.wants_catch_up(world.now_us)
         ):
-            world.sleep(lane)
+            node.sleep(lane)
 
-    @rule(place=pick, endpoint=st.booleans(), paused=st.booleans())
+    @rule(place=st.integers(0, 7), endpoint=st.booleans(), paused=st.booleans())
     def pause_or_resume(self, place: int, endpoint: bool, paused: bool) -> None:
         world = self.world
         ids = [s for s in world.subscriptions if s not in world.deleted]
@@ -933,16 +1232,44 @@ class Machine(RuleBasedStateMachine):
             world.pause_subscription(self.choose(ids, place), paused=paused)
         world.check()
 
-    @rule(expiry=st.booleans(), steps=st.integers(1, 3))
-    def job(self, expiry: bool, steps: int) -> None:
+    @rule(expiry=st.booleans(), steps=st.integers(1, 3), which=st.integers(0, 1))
+    def job(self, expiry: bool, steps: int, which: int) -> None:
+        node = self.world.nodes[which]
+        for _ in range(steps):
+            if node.job is not None:
+                node.work()
+            elif expiry:
+                node.begin_expiry()
+            else:
+                node.begin_cancelling()
+            self.world.check()
+
+    @rule(shard=st.sampled_from(SHARDS), to_itself=st.sampled_from([False, False, False, True]))
+    def begin_a_hand_off(self, shard: int, to_itself: bool) -> None:
+        """To itself: given to nobody, and taken by the one who had it."""
+        world = self.world
+        node = world.homes[shard]
+        if node.moving is None and node.holds(shard):
+            other = world.nodes[1 - world.nodes.index(node)]
+            node.begin_leaving(shard, node if to_itself else other)
+            world.check()
+
+    @precondition(
+        lambda self: self.world.waiting or any(n.moving is not None for n in self.world.nodes)
+    )
+    @rule(which=st.integers(0, 1), steps=st.integers(1, 6), how=st.integers(0, 11))
+    def a_move_goes_on(self, which: int, steps: int, how: int) -> None:
+        """Some steps of it. Rarely it is given up, or a shard goes by force, whatever is under way."""
         world = self.world
         for _ in range(steps):
-            if world.job is not None:
-                world.work()
-            elif expiry:
-                world.begin_expiry()
+            node = world.nodes[which]
+            moving = node.moving
+            if isinstance(moving, Leaving) and how == 0:
+                node.stay(moving)
+            elif isinstance(moving, Leaving) and how == 1:
+                node.leave(moving, forced=True)
             else:
-                world.begin_cancelling()
+                world.move_on(node)
             world.check()
 
     @rule(place=pick, lost_records=st.sampled_from([0, 0, 1, 2]), what=st.integers(0, 8))
@@ -950,7 +1277,9 @@ class Machine(RuleBasedStateMachine):
         """Rarely: what ends a run's more ordinary troubles comes too often otherwise."""
         world = self.world
         if what == 0:
-            world.crash(lost_records)
+            world.crash(place % 2, lost_records, elsewhere=place > 2)
+            if place % 3:
+                world.settle_moves()
         elif what == 1 and len(world.deleted) < 4:
             ids = [s for s in world.subscriptions if s not in world.deleted]
             world.delete(self.choose(ids, place))
@@ -1031,9 +1360,14 @@ class ForgetsRetries(Obligations):
 
     @override
     def configure(
-        self, tenant: int, endpoints: Iterable[Endpoint], subscriptions: Iterable[Subscription]
+        self,
+        shard: int,
+        tenant: int,
+        endpoints: Collection[Endpoint],
+        subscriptions: Iterable[Subscription],
+        parts: int = 1,
     ) -> list[Lane]:
-        woken = super().configure(tenant, endpoints, subscriptions)
+        woken = super().configure(shard, tenant, endpoints, subscriptions, parts)
         for lane in woken:
             lane.retry_us = None
         return woken
@@ -1089,14 +1423,74 @@ class Unnumbered(Log):
 
 
 class OutlivesLoss(World):
-    """The node goes on after its database lost the last records. Only their numbers could tell it."""
+    """The nodes go on after their database lost the last records. Only their numbers could tell them."""
 
     @override
-    def crash(self, lost_records: int) -> None:
+    def crash(self, which: int, lost_records: int, *, elsewhere: bool) -> None:
         if lost_records:
             self.log.lose(lost_records)
         else:
-            super().crash(0)
+            super().crash(which, 0, elsewhere=elsewhere)
+
+
+class CleanTooEarly(Obligations):
+    """A shard is handed off while outcomes of it are in no record."""
+
+    @override
+    def is_clean(self, shard: int) -> bool:
+        return self._plan is None and not any(
+            lane.in_flight for lane in self.lanes.values() if lane.shard == shard
+        )
+
+
+class ForgetsParked(Obligations):
+    """What waited when a shard was paused is dropped, and its events count as closed."""
+
+    @override
+    def pause_shard(self, shard: int) -> None:
+        super().pause_shard(shard)
+        for delivery in self._parked:
+            delivery.event.open -= 1
+            self._let_go(delivery.event)
+        self._parked.clear()
+
+
+class GoesOnSending(Obligations):
+    """A change of configuration wakes the lanes of a shard that is being handed off."""
+
+    @override
+    def pause_shard(self, shard: int) -> None:
+        super().pause_shard(shard)
+        self._leaving.discard(shard)
+
+
+class BlindNode(Node):
+    """Owed rows that stand in the log are not counted at a takeover."""
+
+    @override
+    def count(self, shard: int, subscription: int, rows: list[StoredRow]) -> None:
+        pass
+
+
+class RestoresNotOwed(World):
+    """See `BlindNode`."""
+
+    node_class = BlindNode
+
+
+class HastyNode(Node):
+    """Events are taken in, and sent, before the window was read."""
+
+    @override
+    def come(self, coming: Coming) -> None:
+        super().come(coming)
+        self.machine.windows[coming.shard].open = True
+
+
+class TakesInTooEarly(World):
+    """See `HastyNode`."""
+
+    node_class = HastyNode
 
 
 BUGS: list[tuple[type[World], type[Obligations], type[Log]]] = [
@@ -1108,6 +1502,11 @@ BUGS: list[tuple[type[World], type[Obligations], type[Log]]] = [
     (World, FailureIsSuccess, Log),
     (World, Obligations, TwoTransactions),
     (OutlivesLoss, Obligations, Unnumbered),
+    (World, CleanTooEarly, Log),
+    (World, ForgetsParked, Log),
+    (World, GoesOnSending, Log),
+    (RestoresNotOwed, Obligations, Log),
+    (TakesInTooEarly, Obligations, Log),
 ]
 
 

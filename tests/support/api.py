@@ -167,9 +167,7 @@ async def running(dsn: str, *, limits: Limits | None = None, **options: Any) -> 
 
     async with Database(dsn, node="test", boot="0" * 32, connections_max=4) as database:
         keys = KeyRing(database)
-        tenancy = Tenancy(
-            database, options.pop("changed", note), options.pop("holds", lambda _: True)
-        )
+        tenancy = Tenancy(database, options.pop("changed", note), options.pop("epoch", lambda _: 0))
         servicers = [
             (
                 endpoint_service.SERVICE_NAME,
@@ -205,13 +203,13 @@ async def running(dsn: str, *, limits: Limits | None = None, **options: Any) -> 
             **options,
         )
         server = build_server(
-            [Service(*servicer) for servicer in servicers], "127.0.0.1:0", interceptor=interceptor
+            [Service(*servicer) for servicer in servicers], ["127.0.0.1:0"], interceptor=interceptor
         )
         await server.start()
         async with database.transaction() as connection:
             admin_key = await create_admin_key(connection, os.urandom)
         try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports[0]}") as channel:
                 yield Api(database, sealer, keys, server, channel, admin_key, changed, observed)
         finally:
             await server.stop(0)

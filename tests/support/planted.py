@@ -92,8 +92,8 @@ def frames_stored_again() -> None:
         await commit(connection)
         await asyncio.sleep(WIDER_SECONDS)
 
-    async def none_known(connection: Any, producer: str) -> None:
-        return None
+    async def none_known(connection: Any, producer: str) -> dict[int, tuple[int, int]]:
+        return {}
 
     async def not_compared(connection: Any, rows: Any) -> None:
         return None

@@ -56,11 +56,13 @@ class Service:
         self.log = folder / "server.log"
         self.listen_address = f"127.0.0.1:{free_port()}"
         self._admin_port = free_port()
+        self.admin_address = f"127.0.0.1:{self._admin_port}"
         given = {
             "state_folder": self.state,
             "listen_address": self.listen_address,
-            "admin_address": f"127.0.0.1:{self._admin_port}",
+            "admin_address": self.admin_address,
             "node_name": "crash-test",
+            "workers": 1,
             "free_disk_bytes_min": 16 * 1024 * 1024,
             "log_lines_per_second_max": 5,
             **knobs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import asyncpg
@@ -10,10 +11,10 @@ import asyncpg
 from outrider_server.domain.delivery import AttemptRow, Cause, DeadLetter, OwedInsert
 from outrider_server.domain.event import EVENT_OVERHEAD_BYTES, Event
 from outrider_server.domain.outcome import Verdict
-from outrider_server.domain.sequence import sequence_of
+from outrider_server.domain.sequence import SHARD_COUNT, sequence_of
 from outrider_server.policy.obligations import RecordPlan, ShardRecord
-from outrider_server.storage import event_log, partitions
-from outrider_server.storage.shards import TakenShard, take_over
+from outrider_server.storage import event_log, partitions, shards
+from outrider_server.storage.shards import TakenShard
 
 BOOT = "00000000-0000-0000-0000-000000000001"
 OTHER_BOOT = "11111111-0000-0000-0000-000000000002"
@@ -30,17 +31,36 @@ async def make_partitions(connection: asyncpg.Connection, at_us: int | None = No
 
 
 async def take(
-    connection: asyncpg.Connection, node: str = "one", boot: str = BOOT
+    connection: asyncpg.Connection,
+    node: str = "one",
+    boot: str = BOOT,
+    numbers: Collection[int] = range(SHARD_COUNT),
+    *,
+    orderly: bool = False,
+    crash_seconds: float = 0.0,
 ) -> dict[int, TakenShard]:
-    """Take over as a node; its shards by number."""
-    return {t.shard: t for t in await take_over(connection, node, boot, "a:1", 10.0)}
+    """Become a node and take what it gets of these shards, whatever it had before; those it got by number."""
+    await shards.become(connection, node, boot, "a:1", 10.0)
+    view = await shards.look(connection)
+    taken = await shards.take(
+        connection,
+        node,
+        boot,
+        [shard for shard in view.shards if shard.shard in numbers],
+        orderly=orderly,
+        crash_seconds=crash_seconds,
+    )
+    return {each.shard: each for each in taken}
 
 
 async def make_tenant(connection: asyncpg.Connection, name: str = "demo", shard: int = 5) -> int:
     """A tenant's number."""
     return int(
         await connection.fetchval(
-            "INSERT INTO tenant (name, shard) VALUES ($1, $2) RETURNING id", name, shard
+            "INSERT INTO tenant (name, shard, shards) VALUES ($1, $2, ARRAY[$2::smallint])"
+            " RETURNING id",
+            name,
+            shard,
         )
     )
 

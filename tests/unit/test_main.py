@@ -37,6 +37,10 @@ def refusal(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str
     return line
 
 
+WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
+"""In one process, and under a supervisor."""
+
+
 def serve(state: Path, **knobs: str) -> subprocess.CompletedProcess[str]:
     """`serve` as a process of its own, because it decides how the whole process logs."""
     given = {"STATE_FOLDER": str(state), "LISTEN_ADDRESS": "127.0.0.1:0", **knobs}
@@ -81,11 +85,12 @@ def test_a_database_url_that_could_never_connect_is_refused_by_name(
     assert "s3cret" not in line
 
 
+@WORKERS
 @pytest.mark.parametrize("knob", ["LISTEN_ADDRESS", "ADMIN_ADDRESS"])
 def test_a_taken_address_is_told_last_and_before_a_database_is_made(
-    knob: str, taken: str, tmp_path: Path
+    knob: str, workers: str, taken: str, tmp_path: Path
 ) -> None:
-    ran = serve(tmp_path / "state", **{knob: taken})
+    ran = serve(tmp_path / "state", WORKERS=workers, **{knob: taken})
     assert ran.returncode == 1
     line = ran.stderr.splitlines()[-1]
     assert line.startswith(f"outrider-server: Cannot listen on {taken} (address already in use)")
@@ -93,14 +98,15 @@ def test_a_taken_address_is_told_last_and_before_a_database_is_made(
     assert not (tmp_path / "state").exists()
 
 
-def test_a_missing_exporter_is_told_by_the_package_to_install(tmp_path: Path) -> None:
+@WORKERS
+def test_a_missing_exporter_is_told_by_the_package_to_install(workers: str, tmp_path: Path) -> None:
     try:
         import opentelemetry.exporter.otlp.proto.http  # noqa: F401
     except ImportError:
         pass
     else:
         pytest.skip("the exporter is installed here")
-    ran = serve(tmp_path / "state", OTLP_ENDPOINT="http://127.0.0.1:1/v1/metrics")
+    ran = serve(tmp_path / "state", WORKERS=workers, OTLP_ENDPOINT="http://127.0.0.1:1/v1/metrics")
     assert ran.returncode == 1
     (line,) = ran.stderr.splitlines()
     assert "pip install opentelemetry-exporter-otlp-proto-http" in line
@@ -118,13 +124,50 @@ def test_the_configuration_that_is_printed_holds_no_secret(
     assert "s3cret" not in printed
 
 
-def test_a_server_whose_database_refuses_ends_with_the_same_sentence(tmp_path: Path) -> None:
+@WORKERS
+def test_a_server_whose_database_refuses_ends_with_the_same_sentence(
+    workers: str, tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         place = f"127.0.0.1:{listener.getsockname()[1]}/d"
-    ran = serve(tmp_path / "state", DATABASE_URL=f"postgresql://u:s3cret@{place}")
+    ran = serve(tmp_path / "state", WORKERS=workers, DATABASE_URL=f"postgresql://u:s3cret@{place}")
     assert ran.returncode == 1
-    assert ran.stderr.splitlines()[-1] == (
-        f"outrider-server: cannot connect to {place}: Connection refused; check database_url"
-    )
+    sentence = f"cannot connect to {place}: Connection refused; check database_url"
+    assert ran.stderr.splitlines()[-1] == f"outrider-server: {sentence}"
+    assert ran.stderr.count("outrider-server: ") == 1
     assert "s3cret" not in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("knobs", "problem"),
+    [
+        ({"WORKERS": "65"}, "workers: must be less than or equal to 64"),
+        ({"WORKERS": "2", "NODE_NAME": "a" * 39}, "node_name: "),
+        ({"WORKERS": "2", "OWN_ADDRESS": "127.0.0.1:65535"}, "own_address: must end in a port"),
+    ],
+)
+def test_settings_that_do_not_fit_every_worker_are_refused_before_a_database_is_made(
+    knobs: dict[str, str], problem: str, tmp_path: Path
+) -> None:
+    ran = serve(tmp_path / "state", **knobs)
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(problem)
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_number_of_workers_can_be_given_on_the_command_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["serve", "--workers", "99"]) == 2
+    assert "workers: must be less than or equal to 64 (got 99, from command line)" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    shown = capsys.readouterr().out
+    assert "--workers" in shown
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "\n    node" not in capsys.readouterr().out

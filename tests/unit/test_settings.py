@@ -15,6 +15,7 @@ from outrider_server.settings import (
     GROUPS,
     Settings,
     SettingsError,
+    join_address,
     redacted_url,
     render,
     split_address,
@@ -171,6 +172,8 @@ def test_file_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
         ({"record_interval_ms": 1_000, "window_seconds_max": 1}, "record_interval_ms"),
         ({"retention_bytes_max": 1_000}, "retention_bytes_max"),
         ({"admin_address": "127.0.0.1:4510"}, "admin_address"),
+        ({"own_address": "127.0.0.1:4510"}, "own_address"),
+        ({"own_address": "127.0.0.1:4511"}, "own_address"),
         ({"sealing_keys": "kek_a", "sealing_key_file": "/k"}, "sealing_keys"),
     ],
 )
@@ -210,6 +213,42 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 def test_two_ports_of_the_systems_choice_do_not_clash() -> None:
     Settings.load({"listen_address": "127.0.0.1:0", "admin_address": "127.0.0.1:0"})
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:4512"])
+def test_an_address_that_is_told_to_others_names_one_host(address: str) -> None:
+    (problem,) = problems_of(own_address=address)
+    assert problem.startswith("own_address: must be an address that others reach")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:4510", "[::1]:0", "localhost:1"])
+def test_an_address_is_put_together_as_it_was_taken_apart(address: str) -> None:
+    assert join_address(*split_address(address)) == address
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (6, 6), (200, 64)])
+def test_there_is_a_worker_for_each_usable_core_up_to_the_shards(
+    cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert Settings().workers_expected == workers
+    assert Settings(workers=3).workers_expected == 3
+
+
+def test_more_workers_than_shards_are_refused() -> None:
+    (problem,) = problems_of(workers=65)
+    assert problem.startswith("workers: must be less than or equal to 64")
+
+
+def test_replaced_values_are_checked_with_the_rest_and_keep_the_others_origins() -> None:
+    settings = Settings.load({"drain_seconds": 3})
+    changed = settings.replaced(node_name="other", workers=2)
+    assert (changed.node_name, changed.workers, changed.drain_seconds) == ("other", 2, 3)
+    assert changed.origin("drain_seconds") == "command line"
+    with pytest.raises(SettingsError, match="own_address: must differ from listen_address"):
+        settings.replaced(own_address=settings.listen_address)
+    with pytest.raises(SettingsError, match="node_name: "):
+        settings.replaced(node_name="a/b")
 
 
 def test_large_numbers_are_numbers_only() -> None:
@@ -331,7 +370,7 @@ def test_each_knob_is_shown_once_with_its_description_and_origin() -> None:
 
 def test_numbers_carry_their_unit_in_their_names() -> None:
     units = {"seconds", "ms", "hours", "days", "bytes", "events", "deliveries", "frames", "requests",
-             "outcomes", "lines", "depth", "port", "id"}  # fmt: skip
+             "outcomes", "lines", "depth", "port", "id", "workers"}  # fmt: skip
     for name, field in Settings.model_fields.items():
         if field.annotation in (int, float):
             assert units & set(name.split("_")), name
@@ -458,6 +497,6 @@ def test_every_knob_is_read_by_the_server() -> None:
     unread = {
         name
         for name in Settings.model_fields
-        if not re.search(rf"\b(settings|configured)\.{name}\b", sources)
+        if not re.search(rf"\b(settings|configured)\.{name}(_expected)?\b", sources)
     }
     assert unread == set()

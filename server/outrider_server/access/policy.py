@@ -63,7 +63,12 @@ def require_tenant(caller: Caller, tenant: int | None) -> None:
     Also raised, with the same words, where a tenant does not exist: else a key could find out which ones do.
     """
     if caller.tenant is not None and caller.tenant != tenant:
-        raise PermissionDenied("TENANT_OUT_OF_SCOPE", "the API key does not reach this tenant")
+        raise out_of_scope()
+
+
+def out_of_scope() -> PermissionDenied:
+    """The error of a key that does not reach a tenant."""
+    return PermissionDenied("TENANT_OUT_OF_SCOPE", "the API key does not reach this tenant")
 
 
 def authorize(caller: Caller, method: str, tenant: int | None) -> None:

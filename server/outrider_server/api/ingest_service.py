@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
 from typing_extensions import override
 
 from outrider.v1 import ingest_service_pb2, ingest_service_pb2_grpc
-from outrider_server.access.policy import require_tenant
+from outrider_server.access.policy import out_of_scope
 from outrider_server.api import names, publish_stream
 from outrider_server.api.errors import ServicerContext
-from outrider_server.api.frames import FrameReader, results_of
+from outrider_server.api.frames import FrameReader, Split, results_of
 from outrider_server.api.interceptors import current_caller
+from outrider_server.api.peers import Peers
+from outrider_server.api.portions import PortionRouter
 from outrider_server.api.publish_stream import StreamLimits
 from outrider_server.api.tenancy import not_found
 from outrider_server.domain.access import Caller
 from outrider_server.domain.errors import Aborted, InvalidArgument, Unauthenticated
 from outrider_server.pipeline.admission import Admission
+from outrider_server.pipeline.homes import Homes
 
 GO_AWAY_SECONDS_MAX = 1.0
 
@@ -28,11 +31,24 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
     """Serves streams and calls; knows the open streams."""
 
     def __init__(
-        self, *, admission: Admission, limits: StreamLimits, now_us: Callable[[], int], node: str
+        self,
+        *,
+        admission: Admission,
+        limits: StreamLimits,
+        homes: Homes,
+        peers: Peers,
+        wrong_home: Callable[[Sequence[str]], None],
+        now_us: Callable[[], int],
+        seconds: Callable[[], float],
+        node: Callable[[], str],
     ) -> None:
         self._admission = admission
         self._limits = limits
+        self._homes = homes
+        self._peers = peers
+        self._wrong_home = wrong_home
         self._now_us = now_us
+        self._seconds = seconds
         self._node = node
         self._streams: dict[publish_stream.PublishStream, Caller] = {}
         self._producers: dict[str, publish_stream.PublishStream] = {}
@@ -41,6 +57,17 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
     def streams(self) -> int:
         """Streams open now."""
         return len(self._streams)
+
+    def reader(self, caller: Caller) -> FrameReader:
+        """Reads the frames of a caller."""
+        return FrameReader(
+            caller, self._admission.directory, self._homes, self._admission.holds, self._now_us
+        )
+
+    def _router(self, caller: Caller) -> PortionRouter:
+        return PortionRouter(
+            caller, self._admission, self._peers, seconds=self._seconds, wrong=self._wrong_home
+        )
 
     @override
     async def PublishStream(  # type: ignore[override]  # answers are written to the context, beside the reading
@@ -52,11 +79,12 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
         stream = publish_stream.PublishStream(
             context=context,
             admission=self._admission,
-            reader=FrameReader(caller, self._admission.directory, self._now_us),
+            reader=self.reader(caller),
             owner=caller.key_id,
             scope="system" if caller.tenant is None else str(caller.tenant),
             limits=self._limits,
-            node=self._node,
+            node=self._node(),
+            router=self._router(caller),
             named=self._replace_older,
         )
         self._streams[stream] = caller
@@ -73,17 +101,18 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
     ) -> ingest_service_pb2.PublishResponse:
         caller = current_caller()
         tenant = names.parse_tenant(request.parent, "parent")
-        entry = self._admission.directory.by_name.get(tenant)
-        require_tenant(caller, None if entry is None else entry.id)
-        if entry is None:
-            raise not_found(request.parent)
         size = request.ByteSize()
         self._check(request, tenant, size)
         async with self._room(caller, size):
-            reader = FrameReader(caller, self._admission.directory, self._now_us)
-            events, entries, refused = reader.read(request.events, tenant)
-            result = await (await self._admission.submit(None, 0, 0, events, entries, refused))
-        return ingest_service_pb2.PublishResponse(results=results_of(result, len(events)))
+            split = await self.reader(caller).read(request.events, tenant, None)
+            _require_reach(request.parent, split)
+            frame = ingest_service_pb2.Frame(tenant=tenant, events=request.events)
+            router = self._router(caller)
+            try:
+                result = await (await router.submit(None, 0, frame, split, {}))
+            finally:
+                await router.close()
+        return ingest_service_pb2.PublishResponse(results=results_of(result, len(request.events)))
 
     @asynccontextmanager
     async def _room(self, caller: Caller, size: int) -> AsyncIterator[None]:
@@ -146,3 +175,12 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
                     "INVALID_ARGUMENT", "every event of a call belongs to the tenant that `parent` names",
                     violations=[(f"events[{index}].tenant", "is not the parent's tenant")],
                 )  # fmt: skip
+
+
+def _require_reach(parent: str, split: Split) -> None:
+    """All events of a call are of one tenant: where it is out of reach, or is not, the call itself is wrong."""
+    for refusal in split.portion.refusals:
+        if refusal.reason == "TENANT_OUT_OF_SCOPE":
+            raise out_of_scope()
+        if refusal.reason == "UNKNOWN_TENANT":
+            raise not_found(parent)

@@ -18,10 +18,19 @@ import grpc
 from typing_extensions import override
 
 from outrider_server.access.keys import KeyRing, RandomBytes
+from outrider_server.access.nodes import ASKED, PROOF, NodeAuthenticator
 from outrider_server.access.policy import require_role
 from outrider_server.api import errors
+from outrider_server.api.peers import Peers, PeerStatus
+from outrider_server.api.routing import Router
 from outrider_server.domain.access import Caller
-from outrider_server.domain.errors import Exhausted, InvalidArgument, OutriderError, Unauthenticated
+from outrider_server.domain.errors import (
+    Exhausted,
+    InvalidArgument,
+    OutriderError,
+    PermissionDenied,
+    Unauthenticated,
+)
 
 Observe = Callable[[str, str, float], None]
 """Told of each ended call: full method name, status code's name, seconds."""
@@ -43,7 +52,9 @@ KEY_CALLS_MAX = 8
 """Single calls at a time, of all keys and of one. Each may carry 11 MiB; further ones wait before they are read."""
 
 _OWN_PACKAGE = "/outrider.v1."
+_NODE_PACKAGE = "/outrider.node.v1."
 _caller: ContextVar[Caller] = ContextVar("caller")
+_passed_on: ContextVar[bool] = ContextVar("passed_on", default=False)
 
 
 def current_caller() -> Caller:
@@ -51,8 +62,18 @@ def current_caller() -> Caller:
     return _caller.get()
 
 
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """What an interceptor needs where there are several nodes. `address` is that of this one."""
+
+    authenticator: NodeAuthenticator
+    peers: Peers
+    router: Router
+    address: Callable[[], str]
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Authenticates, checks roles, maps errors and counts.
+    """Authenticates, checks roles, passes on what belongs to another node, maps errors and counts.
 
     `clock` gives monotonic seconds, `random` the references by which an unexpected error is found in the log. Of
     services beside our own that are not open, any valid key may ask.
@@ -65,16 +86,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         observe: Observe,
         clock: Callable[[], float],
         random: RandomBytes,
+        nodes: Nodes | None = None,
         open_services: Iterable[str] = OPEN_SERVICES,
     ) -> None:
         self._keys = keys
+        self._nodes = nodes
         self._observe = observe
         self._clock = clock
         self._random = random
         self._open_services = frozenset(open_services)
         self._open_calls = 0
         self._places = asyncio.Semaphore(CALLS_READING_MAX)
-        self._callers: dict[str, _Share] = {}
+        # Calls that other nodes passed on have their own: two nodes must not wait for each other's.
+        self._node_places = asyncio.Semaphore(CALLS_READING_MAX)
+        self._callers: dict[tuple[str, bool], _Share] = {}
 
     @override
     async def intercept_service(
@@ -91,7 +116,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(
                 self._single(method, handler.unary_unary),
                 request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
+                response_serializer=_serializer(handler.response_serializer),
             )
         for kind, make in _MAKERS.items():
             inner = getattr(handler, kind)
@@ -110,9 +135,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 request = await context.read()
                 if request is grpc.aio.EOF:
                     raise InvalidArgument("INVALID_ARGUMENT", "the call carries no message")
-                await context.write(await inner(request, context))
+                passed_on = await self._pass_on(method, request, context)
+                if passed_on is None:
+                    await context.write(await inner(request, context))
+                else:
+                    await context.write(passed_on)
 
         return behaviour
+
+    async def _pass_on(
+        self, method: str, request: Any, context: errors.ServicerContext
+    ) -> Answered | None:
+        """The answer of the node that the call belongs to; None where that is this one."""
+        caller = _caller.get(None)
+        if self._nodes is None or caller is None or _passed_on.get():
+            return None
+        address = await self._nodes.router.address_of(method, request, caller)
+        if address is None:
+            return None
+        seconds = context.time_remaining()
+        return Answered(
+            await self._nodes.peers.forward(
+                address, method, caller, request.SerializeToString(), seconds
+            )
+        )
 
     @contextlib.asynccontextmanager
     async def _reading(self, method: str) -> AsyncIterator[None]:
@@ -121,15 +167,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if caller is None or not method.startswith(_OWN_PACKAGE):
             yield
             return
-        waiting = self._callers.setdefault(caller.key_id, _Share(asyncio.Semaphore(KEY_CALLS_MAX)))
+        key = (caller.key_id, _passed_on.get())
+        waiting = self._callers.setdefault(key, _Share(asyncio.Semaphore(KEY_CALLS_MAX)))
         waiting.calls += 1
         try:
-            async with waiting.places, self._places:
+            async with waiting.places, self._node_places if _passed_on.get() else self._places:
                 yield
         finally:
             waiting.calls -= 1
             if not waiting.calls:
-                self._callers.pop(caller.key_id, None)
+                self._callers.pop(key, None)
 
     def _coroutine(self, method: str, inner: Callable[..., Any], *, streams: bool) -> Any:
         async def behaviour(request: Any, context: errors.ServicerContext) -> Any:
@@ -167,10 +214,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             with contextlib.ExitStack() as stack:
                 if caller is not None:
                     _caller.set(caller)
-                    if streams:
+                    # Of a call that was passed on the key is watched where it came in.
+                    if streams and not _passed_on.get():
                         stack.enter_context(self._keys.hold(caller))
                 yield
             code = grpc.StatusCode.OK.name
+        except PeerStatus as status:
+            code = status.code.name
+            metadata = (("grpc-status-details-bin", status.details),) if status.details else ()
+            await context.abort(status.code, status.message, trailing_metadata=metadata)
         except OutriderError as error:
             code = errors.code_of(error).name
             await errors.abort(context, errors.status_of(error))
@@ -192,10 +244,37 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return method.rpartition("/")[0].removeprefix("/") in self._open_services
 
     async def _authenticate(self, method: str, context: errors.ServicerContext) -> Caller:
-        caller = await self._keys.authenticate(_bearer(context.invocation_metadata() or ()))
+        metadata = context.invocation_metadata() or ()
+        given = {key: str(value) for key, value in metadata}
+        if self._nodes is not None and ASKED in given:
+            caller, proof = self._nodes.authenticator.answer(given, self._nodes.address(), method)
+            _passed_on.set(True)
+            await context.send_initial_metadata(((PROOF, proof),))
+        elif method.startswith(_NODE_PACKAGE):
+            raise PermissionDenied("ROLE_TOO_LOW", "only nodes call this")
+        else:
+            caller = await self._keys.authenticate(_bearer(metadata))
         if method.startswith(_OWN_PACKAGE):
             require_role(caller, method)
         return caller
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The bytes of an answer that another node gave."""
+
+    data: bytes
+
+
+def _serializer(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    """What came from another node is bytes already."""
+
+    def serialized(answer: Any) -> bytes:
+        if isinstance(answer, Answered):
+            return answer.data
+        return answer if serialize is None else serialize(answer)
+
+    return serialized
 
 
 @dataclass(slots=True)

@@ -5,13 +5,15 @@ Rules:
   next frame is read, and for a large frame before it is granted, so HTTP/2's flow control holds the producer back.
 - Answers go out in the order of the frames. A refusal for a passing reason leaves the stream open.
 - `end` and `going_away` come from outside: a key that was revoked, a node that drains.
+- Frames are split by the homes of their tenants. Each part says which frame of this stream its shard must have seen before
+  it, so that a home never takes a frame while an earlier one is missing, whatever way the earlier one went.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +23,7 @@ from google.protobuf.duration_pb2 import Duration
 from outrider.v1 import ingest_service_pb2
 from outrider_server.api.errors import ServicerContext
 from outrider_server.api.frames import FrameReader, ack_of, reason_number
+from outrider_server.api.portions import PortionRouter
 from outrider_server.domain.errors import (
     Aborted,
     Exhausted,
@@ -61,6 +64,7 @@ class _Unanswered:
     size: int
     release: Callable[[], None]
     answer: asyncio.Future[FrameResult]
+    shards: frozenset[int]
 
 
 class PublishStream:
@@ -76,6 +80,7 @@ class PublishStream:
         owner: str,
         limits: StreamLimits,
         node: str,
+        router: PortionRouter,
         named: Callable[[PublishStream], None],
     ) -> None:
         self._context = context
@@ -86,6 +91,7 @@ class PublishStream:
         self._owner = owner
         self._limits = limits
         self._node = node
+        self._router = router
         self.producer = ""
         self.session = 0
         self._answers: asyncio.Queue[_Unanswered | None] = asyncio.Queue()
@@ -93,6 +99,9 @@ class PublishStream:
         self._bytes = 0
         self._granted = 0
         self._refused: int | None = None
+        self._last = 0
+        self._sent: dict[int, int] = {}
+        self._settled: dict[int, int] = {}
         self._grant_ends: asyncio.TimerHandle | None = None
         self._opened = False
         self._writing = asyncio.Lock()
@@ -125,6 +134,7 @@ class PublishStream:
             raise _first(group) from None
         finally:
             self._give_up()
+            await self._router.close()
 
     async def _open(self) -> None:
         request = None
@@ -148,6 +158,7 @@ class PublishStream:
         self.producer = f"{self._scope}/{producer}"
         self.session = request.open.session
         last_frame = await self._admission.last_frame(self.producer, self.session)
+        self._last = last_frame
         self._named(self)
         limits = self._limits
         await self._write(
@@ -205,19 +216,33 @@ class PublishStream:
         except OutriderError:
             release()
             raise
+        shards: frozenset[int] = frozenset()
         try:
             self._keep_order(frame.number)
-            events, entries, refused = self._reader.read(frame.events, frame.tenant)
-            answer = await self._admission.submit(
-                self.producer, self.session, frame.number, events, entries, refused
-            )
+            split = await self._reader.read(frame.events, frame.tenant, self.producer)
+            shards = split.shards()
+            previous = self._precede(frame.number, shards)
+            answer = await self._router.submit(self.producer, self.session, frame, split, previous)
         except OutriderError as error:
             answer = _failed(error)
         except BaseException:
             release()
             raise
         answer.add_done_callback(partial(self._note_refusal, frame.number))
-        self._answers.put_nowait(_Unanswered(frame.number, size, release, answer))
+        self._answers.put_nowait(_Unanswered(frame.number, size, release, answer, shards))
+
+    def _precede(self, number: int, shards: Collection[int]) -> dict[int, int]:
+        """For each shard the number of the stream's frame before this one that had something for it; 0 for none.
+
+        Noted before anything is sent: whatever becomes of this frame, later ones come after it.
+        """
+        if number <= self._last:  # it comes again, and all before it are answered
+            self._sent = dict(self._settled)
+        self._last = number
+        previous = {shard: self._sent.get(shard, 0) for shard in shards}
+        for shard in shards:
+            self._sent[shard] = number
+        return previous
 
     def _keep_order(self, number: int) -> None:
         """Behind a refused frame nothing is taken until it comes again.
@@ -225,6 +250,10 @@ class PublishStream:
         The log's own order is not enough: where a commit's outcome was unknown, the refused frame may be stored, and a
         later one would fit behind it.
         """
+        if not 0 < number <= self._last + 1:
+            raise Unavailable(
+                "FRAME_OUT_OF_SEQUENCE", f"frame {number} does not follow frame {self._last}"
+            )
         if self._refused is None or number < self._refused:
             return
         if number > self._refused:
@@ -286,6 +315,8 @@ class PublishStream:
         while (unanswered := await self._answers.get()) is not None:
             try:
                 response = ack_of(unanswered.number, await unanswered.answer)
+                for shard in unanswered.shards:
+                    self._settled[shard] = unanswered.number
             except (
                 Aborted
             ):  # a later session took over: no frame of this stream can be taken any more

@@ -20,8 +20,8 @@ from outrider_server.api.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from outrider_server.api.health import Health
 from outrider_server.api.reflection import add_reflection
 
-MESSAGE_BYTES_MAX = 11 * 1024 * 1024
-"""Largest message taken: an event of 10 MiB and what is around it."""
+MESSAGE_BYTES_MAX = 11 * 1024 * 1024 + 64 * 1024
+"""Largest message taken: an event of 10 MiB and what is around it, also what a node that passes it on adds."""
 
 METADATA_BYTES_MAX = 16 * 1024
 CALLS_MAX = 10_000
@@ -42,11 +42,11 @@ class Service:
 
 
 class ApiServer:
-    """The gRPC server of one node. `start`, then `stop`; `port` is the one it really listens on."""
+    """The gRPC server of one node. `start`, then `stop`; `ports` are those it really listens on."""
 
-    def __init__(self, server: grpc.aio.Server, port: int, health: Health) -> None:
+    def __init__(self, server: grpc.aio.Server, ports: Sequence[int], health: Health) -> None:
         self._server = server
-        self.port = port
+        self.ports = ports
         self.health = health
 
     async def start(self) -> None:
@@ -61,16 +61,17 @@ class ApiServer:
 
 def build_server(
     services: Sequence[Service],
-    address: str,
+    addresses: Sequence[str],
     *,
     interceptor: grpc.aio.ServerInterceptor,
     credentials: grpc.ServerCredentials | None = None,
+    handlers: Sequence[grpc.GenericRpcHandler] = (),
     reuse_port: bool = False,
     calls_max: int = CALLS_MAX,
 ) -> ApiServer:
-    """Make the server and bind `address` (host:port; port 0 takes a free one). ListenError where that cannot be.
+    """Make the server and bind `addresses` (host:port; port 0 takes a free one). ListenError where that cannot be.
 
-    `credentials` None serves without TLS.
+    `credentials` None serves without TLS. With `reuse_port` other processes may bind the same ones.
     """
     server = grpc.aio.server(
         interceptors=[interceptor],
@@ -80,11 +81,13 @@ def build_server(
     names = [service.name for service in services]
     for service in services:
         service.add(service.servicer, server)
+    server.add_generic_rpc_handlers(tuple(handlers))
     health = Health(names)
     add_health: Callable[[Any, Any], None] = health_pb2_grpc.add_HealthServicer_to_server
     add_health(health, server)
     add_reflection(server, [*names, HEALTH_SERVICE_NAME])
-    return ApiServer(server, _bind(server, address, credentials), health)
+    ports = [_bind(server, address, credentials) for address in addresses]
+    return ApiServer(server, ports, health)
 
 
 def _options(*, reuse_port: bool) -> list[tuple[str, int]]:

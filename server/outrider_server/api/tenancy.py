@@ -3,7 +3,7 @@
 Rules: a key of one tenant gets one and the same answer for every other, whether it exists or not. A change is
 answered only after this node knows it (`changed`), so that what is published after the answer is matched by it; where
 it is unknown whether a change was committed, the node is told as well. So a change is made only on the node that holds
-the tenant's shard; anywhere else it is refused before anything is committed.
+the tenant's home, and under the fence of its shard: whoever takes the shard over reads the configuration after it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from outrider_server.api import names
 from outrider_server.api.interceptors import current_caller
 from outrider_server.domain.errors import NotFound, Unavailable
 from outrider_server.domain.tenant import Tenant
-from outrider_server.storage import tenants
+from outrider_server.storage import shards, tenants
 from outrider_server.storage.database import Connection, Database
 from outrider_server.storage.tenants import LockedTenant, StoredTenant
 
@@ -27,8 +27,8 @@ Changed = Callable[[int], Awaitable[None]]
 """Told the id of a tenant whose configuration may have changed; returns once the node uses the new one."""
 
 
-Holds = Callable[[int], bool]
-"""Whether this node holds a shard."""
+Epoch = Callable[[int], int | None]
+"""The epoch under which this node holds a shard; None where it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,13 @@ class Work:
     """A transaction under way, and the tenant it changes, once that is known (`changes`)."""
 
     connection: Connection
-    holds: Holds
+    epoch: Epoch
     tenant: int | None = None
 
-    def changes(self, tenant: Tenant) -> None:
+    async def changes(self, tenant: Tenant) -> None:
         """This transaction changes the configuration of `tenant`; raises where another node would have to know."""
-        if not self.holds(tenant.shard):
+        epoch = self.epoch(tenant.shard)
+        if epoch is None or not await shards.is_held(self.connection, tenant.shard, epoch):
             raise Unavailable(
                 "NOT_READY",
                 "this node does not hold the shard that this tenant belongs to",
@@ -66,10 +67,10 @@ class Work:
 class Tenancy:
     """Finds tenants for callers and brings changes to the node."""
 
-    def __init__(self, database: Database, changed: Changed, holds: Holds) -> None:
+    def __init__(self, database: Database, changed: Changed, epoch: Epoch) -> None:
         self._database = database
         self._changed = changed
-        self._holds = holds
+        self._epoch = epoch
 
     @property
     def database(self) -> Database:
@@ -90,7 +91,7 @@ class Tenancy:
         work: Work | None = None
         try:
             async with self._database.transaction(dry_run=dry_run) as connection:
-                work = Work(connection, self._holds)
+                work = Work(connection, self._epoch)
                 yield work
         except (Unavailable, asyncio.CancelledError):
             # It may have been committed all the same.
@@ -109,7 +110,7 @@ class Tenancy:
             locked = await tenants.lock(work.connection, found.id)
             if locked is None:  # deleted between the two
                 raise not_found(names.tenant_name(tenant))
-            work.changes(locked.stored.tenant)
+            await work.changes(locked.stored.tenant)
             yield Change(work.connection, locked)
 
 

@@ -13,7 +13,8 @@ from outrider_server.api.conversion import tenant_message
 from outrider_server.api.errors import ServicerContext
 from outrider_server.api.tenancy import Tenancy
 from outrider_server.api.validation import check, etag, invalid
-from outrider_server.domain.errors import AlreadyExists, FailedPrecondition
+from outrider_server.domain.errors import AlreadyExists, FailedPrecondition, Unavailable
+from outrider_server.domain.sequence import SHARD_COUNT
 from outrider_server.storage import endpoints, tenants
 from outrider_server.storage.tenants import StoredTenant
 
@@ -37,11 +38,17 @@ class TenantService(tenant_service_pb2_grpc.TenantServiceServicer):
         check(request)
         name = names.given_or_chosen(request.tenant_id, "tenant_id", self._random)
         async with self._tenancy.work(dry_run=request.validate_only) as work:
+            held = [shard for shard in range(SHARD_COUNT) if work.epoch(shard) is not None]
+            if not held:
+                raise Unavailable(
+                    "NOT_READY", "this node holds no shard yet", retry_after_seconds=1.0
+                )
             made = await tenants.create(
                 work.connection,
                 name,
                 request.tenant.display_name,
                 strict_types=request.tenant.strict_types,
+                shards=held,
             )
             if made is None:
                 resource = names.tenant_name(name)
@@ -50,7 +57,7 @@ class TenantService(tenant_service_pb2_grpc.TenantServiceServicer):
                     f"{resource} is taken; the name of a deleted tenant is not given again",
                     metadata={"resource": resource},
                 )
-            work.changes(made.tenant)
+            await work.changes(made.tenant)
         return tenant_message(made)
 
     @override

@@ -20,6 +20,10 @@ OWED_SEQUENCES_MAX = 256
 """Most deliveries that one owed row stands for."""
 
 
+HELD_BACK_US = (1 << 63) - 1
+"""The due time of what waits until a person lets it go."""
+
+
 class DeliveryState(IntEnum):
     """Where a delivery in memory is."""
 
@@ -38,6 +42,7 @@ class Cause(IntEnum):
     RETRY = 4
     RECOVERED = 5
     BYTE_BUDGET = 6
+    HELD_BACK = 7
 
 
 class OwedRow:

@@ -25,7 +25,7 @@ class Event:
     empty.
 
     Added on the way: `targets` (ids of the subscriptions it matched, ascending), `over_budget` (ids of those whose
-    filter exceeded its budget), `config_version` (what it was matched under), `sequence` (0 until it is persisted),
+    filter exceeded its budget), `config_version` (what it was matched under), `shard`, `sequence` (0 until it is persisted),
     `size` (bytes that it counts for in budgets). `open` counts the deliveries that no record stands for yet, plus one
     while the event is not committed; `held` the deliveries in memory, without which `data` is dropped. `deliveries`
     and `envelope` belong to `policy.obligations` and `policy.envelope`.
@@ -42,6 +42,7 @@ class Event:
     actor: str = ""
     idempotency_key: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
+    shard: int = 0
     sequence: int = 0
     targets: tuple[int, ...] = ()
     over_budget: tuple[int, ...] = ()

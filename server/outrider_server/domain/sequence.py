@@ -49,6 +49,10 @@ class SequenceClock:
         self._microseconds = first + count - 1
         return sequence_of(first, self._shard)
 
+    def known(self, sequence: int) -> None:
+        """A sequence of the shard is stored: only larger ones are given out from now on."""
+        self._microseconds = max(self._microseconds, microseconds_of(sequence))
+
     def last(self) -> int:
         """The largest sequence given out or known."""
         return sequence_of(self._microseconds, self._shard)

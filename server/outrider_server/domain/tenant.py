@@ -10,7 +10,11 @@ from outrider_server.domain.subscription import Subscription
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Whose data it is. `id` is internal, `name` the last part of `tenants/{tenant}`; `shard` is fixed."""
+    """Whose data it is. `id` is internal, `name` the last part of `tenants/{tenant}`.
+
+    `shard` is its home, the first of `shards`, which its events are spread over by their keys (empty: only the home).
+    `former_shards` may still hold owed deliveries of it. `frozen`: nothing is taken in while its shards change.
+    """
 
     id: int
     name: str
@@ -18,6 +22,19 @@ class Tenant:
     strict_types: bool = False
     config_version: int = 1
     display_name: str = ""
+    shards: tuple[int, ...] = ()
+    former_shards: tuple[int, ...] = ()
+    frozen: bool = False
+
+    @property
+    def spread(self) -> tuple[int, ...]:
+        """The shards that its events go to."""
+        return self.shards or (self.shard,)
+
+    @property
+    def everywhere(self) -> tuple[int, ...]:
+        """The shards that hold something of it."""
+        return tuple(dict.fromkeys(self.spread + self.former_shards))
 
 
 @dataclass(frozen=True, slots=True)

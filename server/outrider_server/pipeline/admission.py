@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from outrider_server.domain.errors import Aborted, Exhausted, OutriderError, Unavailable
-from outrider_server.domain.event import EVENT_OVERHEAD_BYTES, Event
+from outrider_server.domain.event import EVENT_OVERHEAD_BYTES
 from outrider_server.domain.frame import EventRefusal, FrameResult
 from outrider_server.pipeline.ingest import EventChecker, IngestLimits, Refused, check_and_match
 from outrider_server.pipeline.large import LargeEvents
-from outrider_server.pipeline.match import Directory, TenantEntry
-from outrider_server.pipeline.persist import PendingFrame
+from outrider_server.pipeline.match import Directory
+from outrider_server.pipeline.persist import PendingFrame, Portion
 from outrider_server.pipeline.tenure import Tenure
 from outrider_server.telemetry.metrics import Metrics
 
@@ -126,6 +126,7 @@ class Admission:
         limits: IngestLimits,
         room: Room,
         large_room: LargeRoom,
+        forwarded_room: Room,
         large: LargeEvents,
         metrics: Metrics,
         monotonic: Callable[[], float],
@@ -134,6 +135,9 @@ class Admission:
         self.limits = limits
         self.room = room
         self.large_room = large_room
+        # What other nodes passed on waits for nobody's room but this: two nodes that forward to each other must not wait
+        # for each other.
+        self.forwarded_room = forwarded_room
         self.tenure: Tenure | None = None
         self.draining = False
         self.disk_full = False
@@ -156,67 +160,59 @@ class Admission:
             return Exhausted("DISK_FULL", "free disk is under its floor", retry_after_seconds=5.0)
         return None
 
+    def holds(self, shard: int) -> bool:
+        """Whether this node takes events of a shard in."""
+        tenure = self.tenure
+        if tenure is None:
+            return False
+        window = tenure.obligations.windows.get(shard)
+        return window is not None and window.open
+
     async def last_frame(self, producer: str, session: int) -> int:
-        """The highest durable frame of a producer's session, 0 for none; raises when a later session is known."""
-        tenure = self._open()
-        known = await tenure.session(producer)
-        if session < known.number:
+        """The highest frame of a producer's session that is durable in any shard, 0 for none.
+
+        Raises when a later session is known.
+        """
+        reach = await self._open().read_reach(producer)
+        if any(known > session for known, _ in reach.values()):
             raise Aborted("SESSION_SUPERSEDED", "a later session of this producer took over")
-        return known.last_frame if known.number == session else 0
+        return max((last for known, last in reach.values() if known == session), default=0)
 
     async def submit(
-        self,
-        producer: str | None,
-        session: int,
-        number: int,
-        events: Sequence[Event],
-        entries: Sequence[TenantEntry | None],
-        refused: list[EventRefusal],
+        self, producer: str | None, session: int, number: int, portion: Portion
     ) -> asyncio.Future[FrameResult]:
-        """Check and match the events of a frame, and queue it for the next transaction.
+        """Check and match the events of a portion, and queue it for the next transaction.
 
-        `refused` are events that the edge refused already; their `entries` are None. The answer's exception is an
-        `OutriderError`. Raises one when nothing is taken in now.
+        The answer's exception is an `OutriderError`. Raises one when nothing is taken in now.
         """
         tenure = self._open()
         started = self._monotonic()
-        for refusal in refused:
+        for refusal in portion.refusals:
             self._metrics.ingest.events_refused.add(refusal.reason)
-        large = any(len(event.data) > self.limits.large_event_bytes for event in events)
-        refusals = refused + await self._check(
-            events, entries, {r.index for r in refused}, large=large
-        )
-        bad = {refusal.index for refusal in refusals}
-        kept = [
-            (event, place, entry)
-            for place, (event, entry) in enumerate(zip(events, entries, strict=True))
-            if place not in bad and entry is not None
-        ]
-        # Asked for last: from here to `submit` nothing waits, so the session cannot be forgotten in between.
-        known = await tenure.session(producer) if producer is not None else None
-        if tenure is not self.tenure:
+        frozen = next((entry for entry in portion.entries if entry.frozen), None)
+        if frozen is not None:
             raise Unavailable(
-                "NOT_READY", "the node takes its shards up again; retry", retry_after_seconds=0.2
+                "NOT_READY", f"tenant {frozen.name} changes its shards", retry_after_seconds=0.2
             )
+        large = any(len(event.data) > self.limits.large_event_bytes for event in portion.events)
+        refusals = await self._check(portion, large=large)
+        self._require(tenure)
+        # Asked for last: from here to `submit` nothing waits, so the session cannot be forgotten in between.
+        known = None
+        if producer is not None:
+            known = await tenure.session(producer, portion.shards)
+        self._require(tenure)
         answer: asyncio.Future[FrameResult] = asyncio.get_running_loop().create_future()
-        frame = PendingFrame(
-            known,
-            session,
-            number,
-            [event for event, _, _ in kept],
-            [place for _, place, _ in kept],
-            [entry for _, _, entry in kept],
-            refusals,
-            answer,
-            large=large,
-        )
-        if not tenure.obligations.windows.keys() >= frame.shards():
+        frame = PendingFrame(known, session, number, portion, refusals, answer, large=large)
+        # Also where the session is not known for a shard: that was on its way while it was read.
+        unknown = known is not None and not known.reach.keys() >= portion.shards
+        if unknown or not all(map(self.holds, portion.shards)):
             raise Unavailable(
                 "NOT_READY",
-                "another node holds a shard that this belongs to",
-                retry_after_seconds=1.0,
+                "a shard that this belongs to is on its way to another node",
+                retry_after_seconds=0.2,
             )
-        answer.add_done_callback(lambda done: self._answered(done, started, kept))
+        answer.add_done_callback(lambda done: self._answered(done, started, frame))
         tenure.persister.submit(frame)
         return answer
 
@@ -227,37 +223,37 @@ class Admission:
         assert self.tenure is not None
         return self.tenure
 
-    async def _check(
-        self,
-        events: Sequence[Event],
-        entries: Sequence[TenantEntry | None],
-        skip: set[int],
-        *,
-        large: bool,
-    ) -> list[EventRefusal]:
+    def _require(self, tenure: Tenure) -> None:
+        if tenure is not self.tenure:
+            raise Unavailable(
+                "NOT_READY", "the node takes its shards up again; retry", retry_after_seconds=0.2
+            )
+
+    async def _check(self, portion: Portion, *, large: bool) -> list[EventRefusal]:
         metrics = self._metrics
         if not large:
             return await check_and_match(
-                events, entries, skip, self._checker, metrics.ingest, metrics.match, self._monotonic
+                portion.events,
+                portion.entries,
+                portion.places,
+                self._checker,
+                metrics.ingest,
+                metrics.match,
+                self._monotonic,
             )
         refusals = []
-        for index, (event, entry) in enumerate(zip(events, entries, strict=True)):
-            if index in skip:
-                continue
+        for event, entry, place in zip(
+            portion.events, portion.entries, portion.places, strict=True
+        ):
             try:
-                if entry is None:
-                    raise Refused("UNKNOWN_TENANT", "there is no such tenant")
                 await self._large.check_and_match(event, entry)
             except Refused as refused:
-                refusals.append(EventRefusal(index, refused.reason, refused.message))
+                refusals.append(EventRefusal(place, refused.reason, refused.message))
                 metrics.ingest.events_refused.add(refused.reason)
         return refusals
 
     def _answered(
-        self,
-        answer: asyncio.Future[FrameResult],
-        started: float,
-        kept: list[tuple[Event, int, TenantEntry]],
+        self, answer: asyncio.Future[FrameResult], started: float, frame: PendingFrame
     ) -> None:
         if answer.cancelled():
             return
@@ -267,8 +263,8 @@ class Admission:
             return
         if error is None:
             ingest.frames += 1
-            ingest.events += len(kept)
-            ingest.bytes += sum(event.size - EVENT_OVERHEAD_BYTES for event, _, _ in kept)
+            ingest.events += len(frame.events)
+            ingest.bytes += frame.size - EVENT_OVERHEAD_BYTES * len(frame.events)
             self._metrics.persist.ack_seconds.observe(self._monotonic() - started)
         elif isinstance(error, OutriderError):
             ingest.frames_refused.add(error.reason)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import count
 
 from outrider_server.pipeline.clock import DatabaseClock
@@ -82,16 +82,27 @@ class CatchUp:
                 del self._line[lane]
                 await self._serve(lane)
 
-    def start(self) -> None:
-        """After a takeover: every lane may have something owed."""
+    def start(self, shards: Collection[int]) -> None:
+        """After a takeover: every lane of these shards may have something owed."""
         for lane in self._obligations.lanes.values():
-            self._note_retry(lane)
-            self.want(lane)
+            if lane.shard in shards:
+                self._note_retry(lane)
+                self.want(lane)
+
+    def forget(self, shard: int) -> None:
+        """A shard was handed off: its lanes want nothing any more."""
+        for lane in [lane for lane in self._line if lane.shard == shard]:
+            del self._line[lane]
+        for lane in [lane for lane in self._scheduled if lane.shard == shard]:
+            del self._scheduled[lane]
 
     async def _serve(self, lane: Lane) -> None:
         """One page for one lane."""
         obligations = self._obligations
         now_us = self._clock.now_us()
+        window = obligations.windows.get(lane.shard)
+        if window is None or not window.open:
+            return  # on its way to another node; or its window is still being read, and everyone asks at the end of that
         if not lane.wants_catch_up(now_us):
             return  # whoever makes room in it, or takes from it, asks again
         if obligations.held_bytes >= obligations.limits.held_bytes_max:
@@ -105,11 +116,16 @@ class CatchUp:
                 horizon, retry_us = None, None
                 if query.backlog:
                     rows, horizon = await owed.find_backlog(
-                        self._connection, query.subscriptions, query.claimed, ROWS_MAX
+                        self._connection, query.shard, query.subscriptions, query.claimed, ROWS_MAX
                     )
                 if query.retries:
                     found, retry_us = await owed.find_retries(
-                        self._connection, query.subscriptions, query.claimed, ROWS_MAX, now_us
+                        self._connection,
+                        query.shard,
+                        query.subscriptions,
+                        query.claimed,
+                        ROWS_MAX,
+                        now_us,
                     )
                     rows += found
                 obligations.claim(lane, query, rows, horizon, retry_us)

@@ -5,11 +5,13 @@ Rules:
   in flight are within their bounds. Lanes that must wait for that queue up and take turns.
 - One task sends for a lane request after request for as long as it is ready, so tasks are few; none waits idle.
 - One endpoint cannot hold another back: every lane has its own concurrency, and turns are in order of arrival.
+- A lane that is not ready (a batch that waits for company, a rate limit) holds no turn: it has one timer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +30,12 @@ from outrider_server.telemetry.logs import PipelineLog
 
 TURNS_MAX = 16
 """Waiting lanes looked at when a request ends: each may have its share already. The rest have their turn soon."""
+
+TIMER_SECONDS_MAX = 60.0
+"""A timer is set anew at least so often: it holds the lane of a deleted endpoint no longer than that."""
+
+_TIMER_SLACK_SECONDS = 0.001
+"""A timer that fires so much too late is not worth another."""
 
 
 class Sender(Protocol):
@@ -49,7 +57,11 @@ class DeliverLimits:
 
 
 class Deliverer:
-    """Starts requests for lanes and settles them. `random` gives numbers in [0, 1)."""
+    """Starts requests for lanes and settles them. `random` gives numbers in [0, 1).
+
+    `steady_us` paces endpoints with a rate limit. Nobody sets that clock, unlike those of the machine and the database, so
+    no step of theirs lets more through.
+    """
 
     def __init__(
         self,
@@ -64,6 +76,7 @@ class Deliverer:
         counters: DeliverCounters,
         log: PipelineLog,
         tasks: asyncio.TaskGroup,
+        steady_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
     ) -> None:
         self._obligations = obligations
         self._sender = sender
@@ -75,6 +88,7 @@ class Deliverer:
         self._counters = counters
         self._log = log
         self._tasks = tasks
+        self._steady_us = steady_us
         self._loop = asyncio.get_running_loop()
         self._in_flight = 0
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
@@ -120,9 +134,18 @@ class Deliverer:
 
     def _take(self, lane: Lane) -> list[Delivery]:
         """What the lane's next request carries, now; else nothing, with whatever is needed to come back to it."""
-        if self._stopped or lane.in_flight >= lane.endpoint.concurrency:
+        if self._stopped or lane.in_flight >= lane.concurrency:
             return []
         if not lane.queue and not lane.spill:
+            return []
+        wait_us = lane.ready_in_us(self._clock.now_us())
+        if wait_us is None:
+            return []
+        limiter = lane.limiter
+        if limiter is not None:
+            wait_us = max(wait_us, limiter.ready_in_us(self._steady_us()))
+        if wait_us:
+            self._come_back(lane, wait_us)
             return []
         # A lane may hold as many requests as are left for all others: one that hangs gets half of them, n of them leave
         # one part in n + 1, so the next lane always finds room.
@@ -132,18 +155,23 @@ class Deliverer:
         ):
             self._turns[lane] = None
             return []
-        wait_us = lane.ready_in_us(self._clock.now_us())
-        if wait_us is None:
-            return []
-        if wait_us:
-            if lane not in self._timers:
-                self._timers[lane] = self._loop.call_later(wait_us / 1e6, self._ripe, lane)
-            return []
         deliveries = self._obligations.take(lane)
         if deliveries:
+            if limiter is not None:
+                limiter.take(self._steady_us())
             self._in_flight += 1
             self._quiet.clear()
         return deliveries
+
+    def _come_back(self, lane: Lane, wait_us: int) -> None:
+        """Wake the lane then: by the timer it has, unless it is ready sooner now than when that was set."""
+        at = self._loop.time() + min(wait_us / 1e6, TIMER_SECONDS_MAX)
+        timer = self._timers.get(lane)
+        if timer is not None:
+            if timer.when() <= at + _TIMER_SLACK_SECONDS:
+                return
+            timer.cancel()
+        self._timers[lane] = self._loop.call_at(at, self._ripe, lane)
 
     def _ripe(self, lane: Lane) -> None:
         self._timers.pop(lane, None)

@@ -8,8 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -19,9 +18,9 @@ from outrider_server.domain.event import EVENT_BYTES_MAX, EVENT_OVERHEAD_BYTES, 
 from outrider_server.domain.frame import EventRefusal
 from outrider_server.matching.event_types import validate_event_type
 from outrider_server.pipeline.match import TenantEntry, match
+from outrider_server.pipeline.slices import GiveWay
 from outrider_server.telemetry.counters import IngestCounters, MatchCounters
 
-SLICE_SECONDS = 0.002
 KNOWN_TYPES_MAX = 10_000
 TIME_US_MIN = -62_135_596_800_000_000
 TIME_US_MAX = 253_402_300_799_999_999
@@ -174,31 +173,26 @@ def _check_attributes(attributes: dict[str, str]) -> None:
 
 async def check_and_match(
     events: Sequence[Event],
-    entries: Sequence[TenantEntry | None],
-    skip: Container[int],
+    entries: Sequence[TenantEntry],
+    places: Sequence[int],
     checker: EventChecker,
     ingest: IngestCounters,
     matched: MatchCounters,
     monotonic: Callable[[], float],
 ) -> list[EventRefusal]:
-    """Check and match the events of a frame; `entries` are their tenants (None: no such tenant).
+    """Check and match events; `entries` are their tenants, `places` their indexes in the frame.
 
-    Those at the places in `skip` are left out. Returns the refused ones. None of `events` may be large (see `pipeline.large`).
+    Returns the refused ones. None of `events` may be large (see `pipeline.large`).
     """
     refusals: list[EventRefusal] = []
-    until = monotonic() + SLICE_SECONDS
-    for index, (event, entry) in enumerate(zip(events, entries, strict=True)):
-        if index in skip:
-            continue
+    giving_way = GiveWay(monotonic)
+    for event, entry, place in zip(events, entries, places, strict=True):
         try:
-            if entry is None:
-                raise Refused("UNKNOWN_TENANT", "there is no such tenant")
             checker.check(event, entry)
             match(entry, event, checker.parse(event.data), matched)
         except Refused as refused:
-            refusals.append(EventRefusal(index, refused.reason, refused.message))
+            refusals.append(EventRefusal(place, refused.reason, refused.message))
             ingest.events_refused.add(refused.reason)
-        if monotonic() > until:
-            await asyncio.sleep(0)
-            until = monotonic() + SLICE_SECONDS
+        if giving_way.due():
+            await giving_way()
     return refusals

@@ -6,7 +6,7 @@ subscription that is broken matches nothing, is told once in the log, and stays 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from zlib import crc32
 
 import structlog
 
@@ -17,15 +17,21 @@ from outrider_server.telemetry.counters import MatchCounters
 
 
 class TenantEntry:
-    """A tenant as the path uses it: immutable, replaced with each change of its configuration."""
+    """A tenant as the path uses it: immutable, replaced with each change of its configuration.
+
+    `shards`: those that its events are spread over; `everywhere`: those that hold something of it.
+    """
 
     __slots__ = (
         "configuration",
         "event_types",
+        "everywhere",
+        "frozen",
         "id",
         "index",
         "name",
         "shard",
+        "shards",
         "strict",
         "version",
     )
@@ -36,6 +42,9 @@ class TenantEntry:
         self.id = tenant.id
         self.name = tenant.name
         self.shard = tenant.shard
+        self.shards = tenant.spread
+        self.everywhere = tenant.everywhere
+        self.frozen = tenant.frozen
         self.strict = tenant.strict_types
         self.version = tenant.config_version
         self.event_types = configuration.event_types
@@ -51,43 +60,53 @@ class TenantEntry:
 
 
 class Directory:
-    """The tenants of this node by name and number."""
+    """The tenants that live on this node, by name and number."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, TenantEntry] = {}
         self.by_id: dict[int, TenantEntry] = {}
+        self._earlier: dict[int, TenantEntry] = {}
 
-    def load(self, configurations: Iterable[TenantConfiguration]) -> None:
-        """Replace everything."""
-        entries = [TenantEntry(c, self._index_of(c.tenant.id)) for c in configurations]
-        self.by_name = {entry.name: entry for entry in entries}
-        self.by_id = {entry.id: entry for entry in entries}
+    def clear(self) -> None:
+        """Forget everything, but what makes building it again quicker."""
+        self._earlier = self.by_id
+        self.by_name, self.by_id = {}, {}
 
     def replace(self, configuration: TenantConfiguration) -> bool:
         """Take over a tenant's configuration, unless a later version is held already."""
         held = self.by_id.get(configuration.tenant.id)
         if held is not None and held.version > configuration.tenant.config_version:
             return False
-        entry = TenantEntry(configuration, held.index if held else None)
+        known = held or self._earlier.pop(configuration.tenant.id, None)
+        entry = TenantEntry(configuration, known.index if known else None)
         if held is not None and held.name != entry.name:
             self.by_name.pop(held.name, None)
         self.by_name[entry.name] = entry
         self.by_id[entry.id] = entry
         return True
 
-    def remove(self, tenant: int) -> None:
-        """Forget a tenant."""
+    def remove(self, tenant: int) -> TenantEntry | None:
+        """Forget a tenant; what was known of it."""
         entry = self.by_id.pop(tenant, None)
         if entry is not None:
             self.by_name.pop(entry.name, None)
+        return entry
 
     def broken_subscriptions(self) -> int:
         """Subscriptions of this node that match nothing because their stored filter cannot be loaded."""
         return sum(len(entry.index.broken) for entry in list(self.by_id.values()))
 
-    def _index_of(self, tenant: int) -> Index | None:
-        entry = self.by_id.get(tenant)
-        return entry.index if entry else None
+
+def shard_for(shards: tuple[int, ...], event_key: str, idempotency_key: str, data: bytes) -> int:
+    """Which of a tenant's shards an event goes to: by its key, so that order by key is kept.
+
+    Without one by its idempotency key, so that duplicates meet, else by its payload: a frame that comes again must be
+    split as it was the first time.
+    """
+    if len(shards) == 1:
+        return shards[0]
+    text = event_key or idempotency_key
+    return shards[crc32(text.encode() if text else data) % len(shards)]
 
 
 def match(entry: TenantEntry, event: Event, document: object, counters: MatchCounters) -> None:

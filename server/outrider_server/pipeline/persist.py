@@ -15,15 +15,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from uuid import UUID
-from zlib import crc32
 
 from outrider_server.domain.errors import Aborted, OutriderError, Unavailable
 from outrider_server.domain.event import Event
 from outrider_server.domain.frame import EventRefusal, FrameResult
-from outrider_server.domain.sequence import SHARD_BITS, SHARD_COUNT, sequence_of
+from outrider_server.domain.sequence import SHARD_BITS, sequence_of
 from outrider_server.pipeline.clock import DatabaseClock
 from outrider_server.pipeline.match import TenantEntry
 from outrider_server.policy.lane import Lane
@@ -44,17 +43,17 @@ class GroupLimits:
 
 
 class Session:
-    """A producer's session as this node knows it: the last durable frame. Shared by the producer's streams.
+    """What this node knows of a producer: per shard its latest session and the last durable frame of that.
 
-    `line`: its frames that wait for a transaction, in order, whichever queue they are in. `busy`: some are under way.
+    Shared by the producer's streams. `line`: its frames that wait for a transaction, in order, whichever queue they are
+    in. `busy`: some are under way.
     """
 
-    __slots__ = ("busy", "last_frame", "line", "number", "producer")
+    __slots__ = ("busy", "line", "producer", "reach")
 
-    def __init__(self, producer: str, number: int, last_frame: int) -> None:
+    def __init__(self, producer: str) -> None:
         self.producer = producer
-        self.number = number
-        self.last_frame = last_frame
+        self.reach: dict[int, tuple[int, int]] = {}
         self.busy = False
         self.line: deque[PendingFrame] = deque()
 
@@ -63,24 +62,45 @@ class Session:
         return not self.busy and not self.line
 
 
-class PendingFrame:
-    """A checked frame on its way into the log.
+@dataclass(slots=True)
+class Portion:
+    """The part of a frame that lives on one node; mostly the whole of it.
 
-    `events` are its good ones, `places` their indexes in the frame, `entries` their tenants.
-    `session` is None for a unary publish. `answer` gets the `FrameResult`, or an `OutriderError` for a refusal.
+    `events` with their tenants `entries` and their indexes in the frame, `places`. `refusals`: events that the edge
+    refused already, which are in none of these. `shards`: those that it writes to; `previous`: for each the number of the
+    stream's frame before this one that had something for it, 0 for none.
+    """
+
+    events: list[Event]
+    entries: list[TenantEntry]
+    places: Sequence[int]
+    shards: set[int]
+    refusals: list[EventRefusal] = field(default_factory=list)
+    previous: Mapping[int, int] = field(default_factory=dict)
+
+
+class PendingFrame:
+    """A checked portion of a frame on its way into the log.
+
+    `events` are its good ones, with `places` and `entries` as in the portion. `session` is None for a unary publish.
+    `answer` gets the `FrameResult`, or an `OutriderError` for a refusal. `earlier` is the answer to events that were
+    durable already.
     """
 
     __slots__ = (
         "answer",
+        "earlier",
         "entries",
         "events",
         "large",
         "number",
         "places",
+        "portion",
         "refusals",
         "result",
         "session",
         "session_number",
+        "shards",
         "size",
     )
 
@@ -89,9 +109,7 @@ class PendingFrame:
         session: Session | None,
         session_number: int,
         number: int,
-        events: list[Event],
-        places: list[int],
-        entries: list[TenantEntry],
+        portion: Portion,
         refusals: list[EventRefusal],
         answer: asyncio.Future[FrameResult],
         *,
@@ -100,21 +118,58 @@ class PendingFrame:
         self.session = session
         self.session_number = session_number
         self.number = number
-        self.events = events
-        self.places = places
-        self.entries = entries
-        self.refusals = refusals
+        self.portion = portion
+        self.shards = portion.shards
+        self.events: Sequence[Event] = portion.events
+        self.places: Sequence[int] = portion.places
+        self.entries: Sequence[TenantEntry] = portion.entries
+        self.refusals = portion.refusals + refusals
+        if refusals:
+            bad = {refusal.index for refusal in refusals}
+            self._keep(lambda _, place: place not in bad)
         self.answer = answer
         self.large = large
-        self.size = sum(event.size for event in events)
+        self.size = sum(event.size for event in self.events)
         self.result: FrameResult | None = None
+        self.earlier: FrameResult | None = None
 
-    def shards(self) -> set[int]:
-        """The shards it writes to. A frame without a good event still moves its producer's row, in a shard of its own."""
-        shards = {entry.shard for entry in self.entries}
-        if not shards and self.session is not None:
-            shards.add(crc32(self.session.producer.encode()) % SHARD_COUNT)
-        return shards
+    def places_in(self, shards: set[int]) -> set[int]:
+        """The places of the events of these shards, good or not."""
+        portion = self.portion
+        return {
+            place
+            for place, event in zip(portion.places, portion.events, strict=True)
+            if event.shard in shards
+        }
+
+    def leave_out(self, shards: set[int]) -> None:
+        """Drop the events of these shards: they are durable."""
+        gone = self.places_in(shards)
+        self.shards = self.shards - shards
+        self._keep(lambda _, place: place not in gone)
+        self.refusals = [refusal for refusal in self.refusals if refusal.index not in gone]
+
+    def refuse(self, bad: set[int], reason: str, message: str) -> int:
+        """Refuse the events of these identities for good; returns how many they were."""
+        refused = [
+            EventRefusal(place, reason, message)
+            for event, place in zip(self.events, self.places, strict=True)
+            if id(event) in bad
+        ]
+        if refused:
+            self.refusals += refused
+            self._keep(lambda event, _: id(event) not in bad)
+        return len(refused)
+
+    def _keep(self, wanted: Callable[[Event, int], bool]) -> None:
+        rows = [
+            row
+            for row in zip(self.events, self.places, self.entries, strict=True)
+            if wanted(row[0], row[1])
+        ]
+        self.events = [event for event, _, _ in rows]
+        self.places = [place for _, place, _ in rows]
+        self.entries = [entry for _, _, entry in rows]
 
 
 class Persister:
@@ -150,7 +205,7 @@ class Persister:
         self._wake_large = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._under_way = 0
+        self._under_way: dict[bool, list[PendingFrame]] = {}
         self._closed: OutriderError | None = None
         self._keys: dict[bool, list[tuple[int, UUID]]] = {}
         self._keys_free = asyncio.Event()
@@ -180,6 +235,11 @@ class Persister:
             sequence_of(self._clock.now_us(), shard), self._obligations.windows[shard].clock.last()
         )
 
+    def concerns(self, shard: int) -> bool:
+        """Whether a frame that waits or is under way writes to a shard."""
+        frames = (self._small, self._large, *self._under_way.values())
+        return any(shard in frame.shards for some in frames for frame in some)
+
     async def drained(self) -> None:
         """Wait until every frame submitted so far is answered."""
         await self._idle.wait()
@@ -191,9 +251,9 @@ class Persister:
             await wake.wait()
             wake.clear()
             while group := self._next_group(queue):
-                self._under_way += 1
+                self._under_way[large] = group
                 await self._write(connection, group, large=large)
-                self._under_way -= 1
+                del self._under_way[large]
                 for frame in group:
                     if frame.session is not None:
                         frame.session.busy = False
@@ -268,12 +328,12 @@ class Persister:
             self._keys_free.set()
         for frame in fresh:
             if frame.session is not None:
-                frame.session.number = frame.session_number
-                frame.session.last_frame = frame.number
+                for shard in frame.shards:
+                    frame.session.reach[shard] = (frame.session_number, frame.number)
         self._enqueue(fresh)
         for frame in fresh:
             assert frame.result is not None
-            _answer(frame, frame.result)
+            _answer(frame, frame.result.joined(frame.earlier) if frame.earlier else frame.result)
         for frame, first in again:
             assert first.result is not None
             self._ingest.frames_duplicate += 1
@@ -286,52 +346,58 @@ class Persister:
 
         Also returned, with its first copy: a frame that this very group holds twice (two streams of one producer). It
         must not be answered before the group is durable. Decided here, where earlier frames of the producer are
-        settled, not where frames arrive.
+        settled, not where frames arrive; and per shard, for a frame may have been stored in some of its shards only.
         """
         fresh: list[PendingFrame] = []
         again: list[tuple[PendingFrame, PendingFrame]] = []
-        reach: dict[Session, tuple[int, int]] = {}
+        reach: dict[tuple[Session, int], tuple[int, int]] = {}
         firsts: dict[tuple[Session, int, int], PendingFrame] = {}
         for frame in group:
-            session, number = frame.session, frame.session_number
+            session = frame.session
             if session is None:
                 fresh.append(frame)
                 continue
-            known, last = reach.get(session, (session.number, session.last_frame))
-            if number > known:
-                last = 0
-            first = firsts.get((session, number, frame.number))
-            if number < known:
-                _refuse(
-                    frame,
-                    Aborted("SESSION_SUPERSEDED", "a later session of this producer took over"),
-                )
-            elif first is not None:
+            first = firsts.get((session, frame.session_number, frame.number))
+            if first is not None and first.shards == frame.shards:
                 again.append((frame, first))
-            elif frame.number == last + 1:
-                reach[session] = number, frame.number
-                firsts[session, number, frame.number] = frame
-                fresh.append(frame)
-            elif 0 < frame.number <= last:
-                await self._answer_again(connection, frame)
-            else:
-                _refuse(
-                    frame,
-                    Unavailable(
-                        "FRAME_OUT_OF_SEQUENCE",
-                        f"frame {frame.number} does not follow frame {last}",
-                    ),
-                )
+                continue
+            try:
+                durable = _durable_shards(session, frame, reach)
+            except OutriderError as error:
+                _refuse(frame, error)
+                continue
+            if first is not None and durable:
+                # Copies that were split differently: what is not committed yet cannot be answered.
+                _refuse(frame, Unavailable("FRAME_OUT_OF_SEQUENCE", "an earlier copy is under way"))
+                continue
+            if durable:
+                frame.earlier = await self._answer_of(connection, frame, durable)
+                if durable == frame.shards:
+                    self._ingest.frames_duplicate += 1
+                    _answer(frame, frame.earlier)
+                    continue
+                frame.leave_out(durable)
+            firsts[session, frame.session_number, frame.number] = frame
+            for shard in frame.shards:
+                reach[session, shard] = (frame.session_number, frame.number)
+            fresh.append(frame)
         return fresh, again
 
-    async def _answer_again(self, connection: Connection, frame: PendingFrame) -> None:
+    async def _answer_of(
+        self, connection: Connection, frame: PendingFrame, shards: set[int]
+    ) -> FrameResult:
+        """What the events of these shards were answered with when the frame came first."""
         session = frame.session
         assert session is not None
         known = await event_log.read_frames(
             connection, session.producer, frame.session_number, [frame.number]
         )
-        self._ingest.frames_duplicate += 1
-        _answer(frame, known.get(frame.number) or FrameResult(duplicate=True))
+        found = known.get(frame.number)
+        if found is None:  # a day ago
+            return FrameResult(duplicate=True)
+        return found.of(shards, frame.places_in(shards)).joined(
+            FrameResult(refusals=frame.portion.refusals, duplicate=True)
+        )
 
     async def _commit_all(
         self, connection: Connection, group: list[PendingFrame], *, large: bool
@@ -362,7 +428,7 @@ class Persister:
     ) -> None:
         """One transaction. On a data error it is rolled back, and no trace of it is left in memory but in `assigned`."""
         windows = self._obligations.windows
-        shards = set[int]().union(*(frame.shards() for frame in group))
+        shards = set[int]().union(*(frame.shards for frame in group))
         await event_log.begin(connection, [(shard, windows[shard].epoch) for shard in shards])
         try:
             producers = _producer_rows(group)
@@ -397,19 +463,11 @@ class Persister:
     def _leave_out(self, group: list[PendingFrame], bad: set[int]) -> None:
         """Refuse the events of these identities for good."""
         for frame in group:
-            rows = list(zip(frame.events, frame.places, frame.entries, strict=True))
-            for event, place, _ in rows:
-                if id(event) in bad:
-                    frame.refusals.append(
-                        EventRefusal(
-                            place, "INVALID_ARGUMENT", "the database refuses this event's data"
-                        )
-                    )
-                    self._ingest.events_refused.add("INVALID_ARGUMENT")
-            rows = [row for row in rows if id(row[0]) not in bad]
-            frame.events = [event for event, _, _ in rows]
-            frame.places = [place for _, place, _ in rows]
-            frame.entries = [entry for _, _, entry in rows]
+            refused = frame.refuse(
+                bad, "INVALID_ARGUMENT", "the database refuses this event's data"
+            )
+            if refused:
+                self._ingest.events_refused.add("INVALID_ARGUMENT", count=refused)
 
     async def _deduplicate(
         self, connection: Connection, group: list[PendingFrame], *, large: bool
@@ -461,22 +519,32 @@ class Persister:
         now_us = self._clock.now_us()
         obligations = self._obligations
         for frame in group:
-            by_tenant: dict[TenantEntry, list[Event]] = {}
+            by_home: dict[tuple[TenantEntry, int], list[tuple[int, Event]]] = {}
             repeated: list[tuple[int, Event]] = []
+            last: TenantEntry | None = None
+            shard = -1
+            home: list[tuple[int, Event]] = []
             for event, place, entry in zip(frame.events, frame.places, frame.entries, strict=True):
                 if event.idempotency_key and (event.sequence or event.deliveries is not None):
                     repeated.append((place, event))
                     continue
-                by_tenant.setdefault(entry, []).append(event)
+                if entry is not last or event.shard != shard:
+                    last, shard = entry, event.shard
+                    home = by_home.setdefault((entry, shard), [])
+                home.append((place, event))
             result = FrameResult(refusals=sorted(frame.refusals, key=lambda r: r.index))
-            for entry, events in by_tenant.items():
-                window = obligations.windows[entry.shard]
-                first = window.clock.take(now_us, len(events))
-                for offset, event in enumerate(events):
-                    event.sequence = first + (offset << SHARD_BITS)
+            for (entry, shard), events in by_home.items():
+                window = obligations.windows[shard]
+                sequence = window.clock.take(now_us, len(events))
+                if len(entry.shards) == 1:
+                    result.ranges.append((entry.name, sequence, len(events)))
+                for place, event in events:
+                    event.sequence = sequence
                     obligations.assigned(event)
                     assigned.append(event)
-                result.ranges.append((entry.name, first, len(events)))
+                    if len(entry.shards) > 1:
+                        result.singles.append((place, sequence))
+                    sequence += 1 << SHARD_BITS
             for place, event in repeated:
                 original = event.deliveries
                 result.duplicates.append(
@@ -501,12 +569,39 @@ class Persister:
         self._enqueued(woken)
 
 
+def _durable_shards(
+    session: Session,
+    frame: PendingFrame,
+    reach: Mapping[tuple[Session, int], tuple[int, int]],
+) -> set[int]:
+    """Those of a frame's shards in which it is durable. `reach`: what the group moves its producers to.
+
+    Raises where it cannot be taken: a later session is known, or the frame before it is not durable.
+    """
+    durable: set[int] = set()
+    number = frame.session_number
+    for shard in frame.shards:
+        known, last = reach.get((session, shard)) or session.reach.get(shard, (0, 0))
+        if number < known:
+            raise Aborted("SESSION_SUPERSEDED", "a later session of this producer took over")
+        if number > known:
+            last = 0
+        if frame.number <= last:
+            durable.add(shard)
+        elif frame.portion.previous.get(shard, 0) > last:
+            raise Unavailable(
+                "FRAME_OUT_OF_SEQUENCE",
+                f"frame {frame.portion.previous[shard]}, which comes before {frame.number}, is not durable",
+            )
+    return durable
+
+
 def _producer_rows(group: list[PendingFrame]) -> list[tuple[str, int, int, int]]:
     """(producer, shard, session, last frame) that a group moves its producers to."""
     rows: dict[tuple[str, int], tuple[int, int]] = {}
     for frame in group:
         if frame.session is not None:
-            for shard in frame.shards():
+            for shard in frame.shards:
                 rows[frame.session.producer, shard] = (frame.session_number, frame.number)
     return [
         (producer, shard, session, number) for (producer, shard), (session, number) in rows.items()

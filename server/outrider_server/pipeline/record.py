@@ -74,6 +74,17 @@ class Recorder:
             self._recorded(self._obligations.recorded(plan))
             return True
 
+    async def forget(self, shard: int, *, clean: bool = True) -> bool:
+        """Forget a shard between two records, if memory holds nothing of it that the log does not say.
+
+        With `clean` false it is forgotten whatever it holds: the next owner finds out what is still to be sent.
+        """
+        async with self._lock:
+            if clean and not self._obligations.is_clean(shard):
+                return False
+            self._obligations.forget_shard(shard)
+            return True
+
     def _count(self, plan: RecordPlan, seconds: float) -> None:
         counters = self._counters
         counters.records += 1

@@ -1,17 +1,17 @@
-"""A tenure: one period in which this node holds its shards.
+"""A tenure: one period in which this node holds its lease, and shards under it.
 
-Start, takeover, lost connection and a database that went back are one path: take the shards over (epoch + 1), load the
-configuration, read each window, subtract what is settled, count what is owed, write a first record, open for ingest. When
-anything that a record or a commit depends on fails, the tenure ends, everything in memory is forgotten, and the next one
-starts from the log. A live node must not outlive its lost asynchronous commit.
+Shards come and go within it. Start, takeover, hand-off, lost connection and a database that went back are one path: take
+the shards over (epoch + 1), load the configuration, read each window, subtract what is settled, count what is owed, write
+a first record, open for ingest (`Tenure.adopt`). When anything that a record or a commit depends on fails, the tenure
+ends, everything in memory is forgotten, and the next one starts from the log. A live node must not outlive its lost asynchronous commit.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,17 +23,22 @@ from outrider_server.pipeline.deliver import Deliverer, DeliverLimits, Sender
 from outrider_server.pipeline.match import Directory
 from outrider_server.pipeline.persist import GroupLimits, Persister, Session
 from outrider_server.pipeline.record import Recorder
+from outrider_server.pipeline.slices import GiveWay
 from outrider_server.policy.checkpoint import Window
 from outrider_server.policy.lane import Lane
 from outrider_server.policy.obligations import Obligations
 from outrider_server.policy.plans import Limits
 from outrider_server.storage import event_log, owed
-from outrider_server.storage.database import DedicatedConnection, translated, until_lost
+from outrider_server.storage.database import Connection, DedicatedConnection, translated, until_lost
 from outrider_server.storage.shards import TakenShard
 from outrider_server.telemetry.logs import PipelineLog
 from outrider_server.telemetry.metrics import Metrics
 
 SESSIONS_MAX = 100_000
+WINDOW_SLICE_EVENTS = 500
+MOVE_POLL_SECONDS = 0.01
+RECORD_SECONDS_MAX = 5.0
+"""How long the last records of a shard that is handed off may take."""
 
 
 class Connect(Protocol):
@@ -78,45 +83,156 @@ class Tenure:
         self.catch_up: CatchUp
         self._reader: DedicatedConnection
         self._session_lock = asyncio.Lock()
+        self._moving = asyncio.Lock()
 
-    async def session(self, producer: str) -> Session:
-        """What is known of a producer; read from the log the first time."""
+    async def session(self, producer: str, shards: set[int]) -> Session:
+        """What is known of a producer in these shards; read from the log the first time, and after a shard came.
+
+        Until the caller waits for something, it cannot be forgotten.
+        """
         session = self.sessions.get(producer)
-        if session is None:
+        if session is None or not session.reach.keys() >= shards:
             async with self._session_lock:
                 session = self.sessions.get(producer)
-                if session is None:
-                    with translated():
-                        known = await event_log.read_producer(self._reader, producer)
-                    if len(self.sessions) >= SESSIONS_MAX:
-                        self._forget_idle_sessions()
-                    session = self.sessions[producer] = Session(producer, *(known or (0, 0)))
+                if session is None or not session.reach.keys() >= shards:
+                    # Of these nobody else can write a row while it is being read.
+                    held = [window for window in self.obligations.windows.values() if window.open]
+                    known = await self._read_reach(producer)
+                    session = self.sessions.get(producer)
+                    if session is None:
+                        if len(self.sessions) >= SESSIONS_MAX:
+                            self._forget_idle_sessions()
+                        session = self.sessions[producer] = Session(producer)
+                    for window in held:
+                        if self.obligations.windows.get(window.shard) is window:
+                            # What is known already is at least as new.
+                            session.reach.setdefault(window.shard, known.get(window.shard, (0, 0)))
         return session
+
+    async def read_reach(self, producer: str) -> dict[int, tuple[int, int]]:
+        """What is durable of a producer, per shard, whoever holds it: its latest session there, and the last frame."""
+        async with self._session_lock:
+            return await self._read_reach(producer)
+
+    async def _read_reach(self, producer: str) -> dict[int, tuple[int, int]]:
+        with translated():
+            return await event_log.read_producer(self._reader, producer)
+
+    def epochs(self) -> dict[int, int]:
+        """The shards that memory stands for, and their epochs."""
+        return {shard: window.epoch for shard, window in self.obligations.windows.items()}
 
     def configure(self, configuration: TenantConfiguration) -> None:
         """A tenant's configuration changed: swap its index, adapt lanes."""
         if not self.parts.directory.replace(configuration):
             return
-        woken = self.obligations.configure(
-            configuration.tenant.id, configuration.endpoints, configuration.subscriptions
-        )
-        self._woken(woken)
+        tenant = configuration.tenant
+        for shard in tenant.everywhere:
+            if shard in self.obligations.windows:
+                self._woken(
+                    self.obligations.configure(
+                        shard,
+                        tenant.id,
+                        configuration.endpoints,
+                        configuration.subscriptions,
+                        len(tenant.spread),
+                    )
+                )
 
     def remove(self, tenant: int) -> None:
         """A tenant was deleted: what is left of its deliveries is cancelled."""
-        self.parts.directory.remove(tenant)
-        self._woken(self.obligations.configure(tenant, (), ()))
+        entry = self.parts.directory.remove(tenant)
+        for shard in () if entry is None else entry.everywhere:
+            if shard in self.obligations.windows:
+                self._woken(self.obligations.configure(shard, tenant, (), ()))
 
-    async def drain(self, seconds_max: float) -> None:
-        """A clean end: commit what was taken in, let requests in flight end, record. No new ingest may come."""
-        self.deliverer.stop()
-        try:
-            async with asyncio.timeout(seconds_max):
-                await self.persister.drained()
-                await self.deliverer.quiet()
-        except TimeoutError:
-            pass  # what is still in flight is sent again by the next owner
-        await self.recorder.record()
+    async def adopt(
+        self,
+        connection: Connection,
+        taken: Collection[TakenShard],
+        load: Callable[[Collection[int]], Awaitable[list[TenantConfiguration]]],
+    ) -> None:
+        """Take up shards that were taken over: read what the log says is open and owed of them, then let events in.
+
+        `load` reads the configuration, after the epochs were raised: nobody can change it unseen any more. The one way
+        for a start, a takeover and a hand-off.
+        """
+        adoption = Adoption(self, connection)
+        async with self._moving:
+            await adoption.configure(taken, await load({each.shard for each in taken}))
+            for each in taken:
+                await adoption.restore(each)
+            await self.recorder.record()
+            for each in taken:
+                self.obligations.windows[each.shard].open = True
+            self.catch_up.start({each.shard for each in taken})
+
+    async def release(
+        self,
+        shard: int,
+        give: Callable[[int, int], Awaitable[None]],
+        *,
+        seconds_max: float,
+        forced: bool = False,
+    ) -> bool:
+        """Hand a shard off: let what is in flight end, owe or record the rest, then `give` (shard, epoch) away.
+
+        False, and all goes on as before, where requests do not end within `seconds_max`; with `forced` the shard is
+        given away then all the same, and its next owner sends again what has no outcome.
+        """
+        async with self._moving:
+            window = self.obligations.windows[shard]
+            self.obligations.pause_shard(shard)
+            until = self.parts.monotonic() + seconds_max
+            while self.obligations.in_flight_of(shard):  # noqa: ASYNC110 - a rare move; nothing else needs an event
+                if self.parts.monotonic() >= until:
+                    if not forced:
+                        self._keep(shard)
+                        return False
+                    break
+                await asyncio.sleep(MOVE_POLL_SECONDS)
+            window.open = False
+            while self.persister.concerns(shard):
+                await asyncio.sleep(MOVE_POLL_SECONDS)
+            until = max(until, self.parts.monotonic() + RECORD_SECONDS_MAX)
+            while not await self.recorder.forget(shard):
+                if self.parts.monotonic() >= until:
+                    if not forced:
+                        window.open = True
+                        self._keep(shard)
+                        return False
+                    await self.recorder.forget(shard, clean=False)
+                    break
+                if not await self.recorder.record():
+                    await asyncio.sleep(MOVE_POLL_SECONDS)
+            self.catch_up.forget(shard)
+            self._forget_tenants(shard)
+            for session in self.sessions.values():
+                session.reach.pop(shard, None)
+            await give(shard, window.epoch)
+            return True
+
+    def _keep(self, shard: int) -> None:
+        self.obligations.keep_shard(shard)
+        for entry in list(self.parts.directory.by_id.values()):
+            if shard in entry.everywhere:
+                configuration = entry.configuration
+                self._woken(
+                    self.obligations.configure(
+                        shard,
+                        entry.id,
+                        configuration.endpoints,
+                        configuration.subscriptions,
+                        len(entry.shards),
+                    )
+                )
+
+    def _forget_tenants(self, shard: int) -> None:
+        """Those of a shard that is gone, unless they have another one here."""
+        windows = self.obligations.windows
+        for entry in list(self.parts.directory.by_id.values()):
+            if shard in entry.everywhere and windows.keys().isdisjoint(entry.everywhere):
+                self.parts.directory.remove(entry.id)
 
     def want_catch_up(self, lane: Lane) -> None:
         """A lane has room for owed deliveries."""
@@ -140,14 +256,11 @@ class Tenure:
 
 @asynccontextmanager
 async def open_tenure(
-    parts: TenureParts,
-    shards: Iterable[TakenShard],
-    configurations: list[TenantConfiguration],
-    upkeep: Callable[[Tenure, asyncio.TaskGroup], Awaitable[None]],
+    parts: TenureParts, upkeep: Callable[[Tenure, asyncio.TaskGroup], Awaitable[None]]
 ) -> AsyncIterator[Tenure]:
-    """Take up the shards and run the stages; inside the block the node ingests and delivers.
+    """Run the stages, with no shard yet: see `Tenure.adopt`. Inside the block the node ingests and delivers.
 
-    Leaving the block ends every stage at once (see `Tenure.drain` for a clean end). A stage that fails ends the block.
+    Leaving the block ends every stage at once (hand the shards off before, for a clean end). A stage that fails ends the block.
     `upkeep` starts the loops beside the path in the same group of tasks.
     """
     obligations = Obligations(parts.limits)
@@ -161,7 +274,6 @@ async def open_tenure(
     metrics = parts.metrics
     try:
         tenure._reader = await connection("read")  # noqa: SLF001 - the composition of this class
-        await _restore(tenure, list(shards), configurations, tenure._reader)  # noqa: SLF001
         async with asyncio.TaskGroup() as tasks:
             tenure.deliverer = Deliverer(
                 obligations=obligations,
@@ -208,14 +320,12 @@ async def open_tenure(
                 log=parts.log,
                 monotonic=parts.monotonic,
             )
-            await tenure.recorder.record()
             small, large = await connection("ingest"), await connection("ingest_large")
             tasks.create_task(until_lost(opened))
             tasks.create_task(tenure.recorder.run())
             tasks.create_task(tenure.catch_up.run())
             tasks.create_task(tenure.persister.run(small, large=False))
             tasks.create_task(tenure.persister.run(large, large=True))
-            tenure.catch_up.start()
             await upkeep(tenure, tasks)
             try:
                 yield tenure
@@ -240,36 +350,69 @@ class _Ended(Exception):
     """Cancels what is left of a tenure's tasks."""
 
 
-async def _restore(
-    tenure: Tenure,
-    shards: list[TakenShard],
-    configurations: list[TenantConfiguration],
-    connection: DedicatedConnection,
-) -> None:
-    """Read what the log says is open and owed."""
-    obligations = tenure.obligations
-    tenure.parts.directory.load(configurations)
-    for configuration in configurations:
-        obligations.configure(
-            configuration.tenant.id, configuration.endpoints, configuration.subscriptions
-        )
-    configured = {configuration.tenant.id for configuration in configurations}
-    tenants: defaultdict[int, list[int]] = defaultdict(list)
-    for tenant, shard in await event_log.read_tenants(connection):
-        tenants[shard].append(tenant)
-        if tenant not in configured:  # deleted: what it is still owed is cancelled, not forgotten
-            obligations.configure(tenant, (), ())
-    for taken in shards:
-        events = []
-        if tenants[taken.shard]:
-            events = await event_log.read_window(connection, tenants[taken.shard], taken.checkpoint)
-        settled: set[tuple[int, int]] = set()
-        if events:
-            settled = await event_log.read_settled(connection, taken.shard, events[0][0])
-        last = events[-1][0] if events else taken.checkpoint
-        window = Window(taken.shard, taken.epoch, taken.checkpoint, taken.record_no, last)
-        obligations.restore_window(window, events, settled)
-    for counted in await owed.count(connection, [taken.shard for taken in shards]):
-        obligations.restore_owed(
-            counted.subscription, counted.tenant, counted.backlog, counted.retry_us
-        )
+class Adoption:
+    """Reads shards from the log into a tenure's memory, in slices that give way to the loop."""
+
+    def __init__(self, tenure: Tenure, connection: Connection) -> None:
+        self._tenure = tenure
+        self._connection = connection
+        self._tenants: defaultdict[int, list[int]] = defaultdict(list)
+
+    async def configure(
+        self, taken: Collection[TakenShard], configurations: Iterable[TenantConfiguration]
+    ) -> None:
+        """Indexes and lanes of the tenants of these shards."""
+        tenure = self._tenure
+        shards = {each.shard for each in taken}
+        configured: set[tuple[int, int]] = set()
+        giving_way = GiveWay(tenure.parts.monotonic)
+        for configuration in configurations:
+            tenant = configuration.tenant
+            tenure.parts.directory.replace(configuration)
+            for shard in shards.intersection(tenant.everywhere):
+                configured.add((tenant.id, shard))
+                tenure.obligations.configure(
+                    shard,
+                    tenant.id,
+                    configuration.endpoints,
+                    configuration.subscriptions,
+                    len(tenant.spread),
+                )
+            if giving_way.due():
+                await giving_way()
+        for tenant_id, shard in await event_log.read_tenants(self._connection, sorted(shards)):
+            self._tenants[shard].append(tenant_id)
+            if (tenant_id, shard) not in configured:
+                # Deleted: what it is still owed is cancelled, not forgotten.
+                tenure.obligations.configure(shard, tenant_id, (), ())
+
+    async def restore(self, taken: TakenShard) -> None:
+        """The window of a shard, page by page, and what it owes."""
+        obligations = self._tenure.obligations
+        shard, connection = taken.shard, self._connection
+        window = Window(shard, taken.epoch, taken.checkpoint, taken.record_no, taken.checkpoint)
+        window.open = False
+        # Counted first: records that are written meanwhile add to it.
+        for counted in await owed.count(connection, [shard]):
+            obligations.restore_owed(
+                shard, counted.subscription, counted.tenant, counted.backlog, counted.retry_us
+            )
+        obligations.restore_window(window, (), set())
+        tenants = self._tenants[shard]
+        if not tenants:
+            return
+        settled: set[tuple[int, int]] | None = None
+        pages = event_log.read_window(connection, shard, tenants, taken.checkpoint)
+        async with aclosing(pages):
+            async for page in pages:
+                if settled is None:
+                    settled = await event_log.read_settled(connection, shard, page[0][0])
+                for start in range(0, len(page), WINDOW_SLICE_EVENTS):
+                    obligations.restore_window(
+                        window,
+                        page[start : start + WINDOW_SLICE_EVENTS],
+                        settled,
+                        held_back=taken.held_back,
+                    )
+                    await asyncio.sleep(0)
+                window.clock.known(page[-1][0])

@@ -15,9 +15,9 @@ from outrider_server.domain.sequence import SequenceClock, microseconds_of
 
 
 class Window:
-    """One shard's events above the checkpoint, in sequence order."""
+    """One shard's events above the checkpoint, in sequence order. `open`: whether further events may come in."""
 
-    __slots__ = ("_events", "checkpoint", "clock", "epoch", "record_no", "shard")
+    __slots__ = ("_events", "checkpoint", "clock", "epoch", "open", "record_no", "shard")
 
     def __init__(self, shard: int, epoch: int, checkpoint: int, record_no: int, last: int) -> None:
         self.shard = shard
@@ -25,6 +25,7 @@ class Window:
         self.checkpoint = checkpoint
         self.record_no = record_no
         self.clock = SequenceClock(shard, max(last, checkpoint))
+        self.open = True
         self._events: deque[Event] = deque()
 
     def __len__(self) -> int:

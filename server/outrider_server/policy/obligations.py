@@ -17,6 +17,7 @@ from heapq import heapify, heappop, heapreplace
 from weakref import WeakSet
 
 from outrider_server.domain.delivery import (
+    HELD_BACK_US,
     OWED_SEQUENCES_MAX,
     AttemptRow,
     Cause,
@@ -29,7 +30,7 @@ from outrider_server.domain.delivery import (
 from outrider_server.domain.endpoint import Endpoint, EndpointState
 from outrider_server.domain.event import Event
 from outrider_server.domain.outcome import Outcome, Verdict
-from outrider_server.domain.sequence import SHARD_BITS, microseconds_of, shard_of
+from outrider_server.domain.sequence import SHARD_BITS, microseconds_of
 from outrider_server.domain.subscription import Subscription, SubscriptionState
 from outrider_server.policy.checkpoint import Window
 from outrider_server.policy.lane import Lane
@@ -59,15 +60,25 @@ RetryDue = Callable[[int, int], int | None]
 
 
 class Route:
-    """A subscription's way to its lane.
+    """A subscription's way to its lane, for the events of one shard.
 
     `backlog`: unclaimed rows of it that wait for room, not for a time; `unrecorded`: those of them that the record under
     way writes. A deleted one's `backlog` only says whether its rows are to be looked for.
     """
 
-    __slots__ = ("active", "backlog", "deleted", "lane", "subscription", "tenant", "unrecorded")
+    __slots__ = (
+        "active",
+        "backlog",
+        "deleted",
+        "lane",
+        "shard",
+        "subscription",
+        "tenant",
+        "unrecorded",
+    )
 
-    def __init__(self, subscription: int, tenant: int, lane: Lane | None) -> None:
+    def __init__(self, shard: int, subscription: int, tenant: int, lane: Lane | None) -> None:
+        self.shard = shard
         self.subscription = subscription
         self.tenant = tenant
         self.lane = lane
@@ -89,18 +100,24 @@ class _Books:
 
 
 class Obligations:
-    """The deliveries of a node, from commit to record."""
+    """The deliveries of a node, from commit to record.
+
+    Lanes and routes are per shard, so that a shard can come and go without the others: `lanes` by (shard, endpoint),
+    `routes` by (shard, subscription). Only a split tenant has several of each.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.windows: dict[int, Window] = {}
-        self.lanes: dict[int, Lane] = {}
-        self.routes: dict[int, Route] = {}
+        self.lanes: dict[tuple[int, int], Lane] = {}
+        self.routes: dict[tuple[int, int], Route] = {}
         self.held_bytes = 0
         self.spilled: dict[Cause, int] = dict.fromkeys(Cause, 0)
         self._spilling: set[Lane] = set()
         self._parked: list[Delivery] = []
-        self._configured: set[int] = set()
+        self._routes_of: dict[tuple[int, int], dict[int, Route]] = {}
+        self._lanes_of: dict[tuple[int, int], dict[int, Lane]] = {}
+        self._leaving: set[int] = set()
         self._looks: WeakSet[Look] = WeakSet()
         self._ending: dict[tuple[int, int], OwedRow] = {}
         self._owed: dict[tuple[int, int, int, int, int, Cause], list[int]] = {}
@@ -115,31 +132,45 @@ class Obligations:
     # What is sent where: configuration.
 
     def configure(
-        self, tenant: int, endpoints: Collection[Endpoint], subscriptions: Iterable[Subscription]
+        self,
+        shard: int,
+        tenant: int,
+        endpoints: Collection[Endpoint],
+        subscriptions: Iterable[Subscription],
+        parts: int = 1,
     ) -> list[Lane]:
-        """Take over a tenant's whole configuration; return the lanes that may have something to do now.
+        """Take over a tenant's whole configuration for one shard; return the lanes that may have something to do now.
 
         A subscription or endpoint that is gone from it was deleted: its queued deliveries are cancelled here, its owed
-        rows by `cancel` page by page (`deleted` names the subscriptions).
+        rows by `cancel` page by page (`deleted` names the subscriptions). `parts`: over how many shards the tenant is
+        split, and its limits with it.
         """
-        self._configured.add(tenant)
+        lanes = self._lanes_of.setdefault((shard, tenant), {})
+        routes = self._routes_of.setdefault((shard, tenant), {})
         woken: dict[Lane, None] = {}
         for endpoint in endpoints:
-            lane = self.lanes.get(endpoint.id)
+            lane = lanes.get(endpoint.id)
             if lane is None:
-                lane = Lane(endpoint, self.limits.lane_deliveries_max, self.limits.lane_bytes_max)
-                self.lanes[endpoint.id] = lane
-            lane.endpoint = endpoint
+                lane = Lane(
+                    endpoint, self.limits.lane_deliveries_max, self.limits.lane_bytes_max, shard
+                )
+                self.lanes[shard, endpoint.id] = lanes[endpoint.id] = lane
+            if lane.configure(endpoint, parts):
+                woken[lane] = None
             lane.paused = endpoint.state is not EndpointState.ACTIVE
         present = set()
         for subscription in subscriptions:
             present.add(subscription.id)
-            lane = self.lanes[subscription.endpoint]
-            route = self.routes.get(subscription.id)
+            lane = lanes[subscription.endpoint]
+            route = routes.get(subscription.id)
             known = route is not None
             if route is None:
-                route = self.routes[subscription.id] = Route(subscription.id, tenant, lane)
-            active = subscription.state is SubscriptionState.ACTIVE and not lane.paused
+                route = self._add_route(Route(shard, subscription.id, tenant, lane))
+            active = (
+                subscription.state is SubscriptionState.ACTIVE
+                and not lane.paused
+                and shard not in self._leaving
+            )
             if active and not route.active:
                 self._activate(route, lane)
                 if known:  # it may have retries: the first look tells when the next is due
@@ -148,26 +179,100 @@ class Obligations:
             elif route.active and not active:
                 self._deactivate(route, lane)
                 woken[lane] = None
-        for route in self.routes.values():
-            if route.tenant == tenant and route.subscription not in present and not route.deleted:
+        for route in routes.values():
+            if route.subscription not in present and not route.deleted:
                 assert route.lane is not None
                 self._delete(route, route.lane)
                 woken[route.lane] = None
-        self._forget_lanes(tenant, {endpoint.id for endpoint in endpoints})
+        self._forget_lanes(shard, lanes, {endpoint.id for endpoint in endpoints})
         return list(woken)
 
-    def _forget_lanes(self, tenant: int, present: set[int]) -> None:
-        """Drop the lanes of deleted endpoints, once nothing is in them."""
-        for lane in [lane for lane in self.lanes.values() if lane.endpoint.tenant == tenant]:
-            idle = not (lane.queue or lane.spill or lane.rows or lane.in_flight)
-            if idle and lane.endpoint.id not in present:
-                del self.lanes[lane.endpoint.id]
+    def _add_route(self, route: Route) -> Route:
+        self.routes[route.shard, route.subscription] = route
+        self._routes_of.setdefault((route.shard, route.tenant), {})[route.subscription] = route
+        return route
 
-    def deleted(self) -> list[int]:
-        """Subscriptions whose owed rows are to be cancelled."""
+    def _forget_lanes(self, shard: int, lanes: dict[int, Lane], present: set[int]) -> None:
+        """Drop the lanes of deleted endpoints, once nothing is in them."""
+        for endpoint in [endpoint for endpoint in lanes if endpoint not in present]:
+            lane = lanes[endpoint]
+            if not (lane.queue or lane.spill or lane.rows or lane.in_flight):
+                del self.lanes[shard, endpoint], lanes[endpoint]
+
+    def deleted(self) -> list[tuple[int, int]]:
+        """(shard, subscription) pairs whose owed rows are to be cancelled."""
         return [
-            route.subscription for route in self.routes.values() if route.deleted and route.backlog
+            key
+            for key, route in self.routes.items()
+            if route.deleted and route.backlog and route.shard not in self._leaving
         ]
+
+    # Shards that leave.
+
+    def pause_shard(self, shard: int) -> None:
+        """The shard is to be handed off: nothing more of it is sent; what waits becomes owed with the next records."""
+        self._leaving.add(shard)
+        for route in self.routes.values():
+            if route.shard == shard and route.active:
+                assert route.lane is not None
+                self._deactivate(route, route.lane)
+
+    def keep_shard(self, shard: int) -> None:
+        """It is not handed off after all. Its tenants are to be configured again."""
+        self._leaving.discard(shard)
+
+    def in_flight_of(self, shard: int) -> int:
+        """Requests under way for a shard."""
+        return sum(lane.in_flight for lane in self.lanes.values() if lane.shard == shard)
+
+    def is_clean(self, shard: int) -> bool:
+        """Whether memory holds nothing of a shard that the log does not say: it can be handed off."""
+        return not (
+            self._plan is not None
+            or len(self.windows[shard])
+            or shard in self._books
+            or any(row.shard == shard for row in self._ending.values())
+            or any(key[0] == shard for key in self._owed)
+            or any(key[0] == shard for key in self._dead)
+            or any(key[0] == shard for key in self._dirty)
+            or any(attempt.shard == shard for attempt in self._attempts)
+            or any(delivery.shard == shard for delivery in self._parked)
+            or any(
+                lane.in_flight or lane.loading or lane.catching_up
+                for lane in self.lanes.values()
+                if lane.shard == shard
+            )
+        )
+
+    def forget_shard(self, shard: int) -> None:
+        """It belongs to another node now. What is still in flight may end, and is no longer settled here."""
+        assert self._plan is None, "between two records"
+        del self.windows[shard]
+        self._leaving.discard(shard)
+        for key in [key for key in self.lanes if key[0] == shard]:
+            lane = self.lanes.pop(key)
+            lane.paused = True
+            for delivery in (*lane.queue, *lane.spill):
+                self._let_go(delivery.event)
+            lane.queue.clear()
+            lane.spill.clear()
+            self._spilling.discard(lane)
+        for key in [key for key in self.routes if key[0] == shard]:
+            del self.routes[key]
+        for of in (self._routes_of, self._lanes_of):
+            for key in [key for key in of if key[0] == shard]:
+                del of[key]
+        for delivery in self._parked:
+            if delivery.shard == shard:
+                self._let_go(delivery.event)
+        self._parked = [delivery for delivery in self._parked if delivery.shard != shard]
+        self._attempts = [attempt for attempt in self._attempts if attempt.shard != shard]
+        self._outcomes = sum(len(attempt.sequences) for attempt in self._attempts)
+        self._owed = {key: held for key, held in self._owed.items() if key[0] != shard}
+        self._dead = {key: held for key, held in self._dead.items() if key[0] != shard}
+        self._dirty = {key: held for key, held in self._dirty.items() if key[0] != shard}
+        self._ending = {key: held for key, held in self._ending.items() if key[0] != shard}
+        self._books.pop(shard, None)
 
     def _activate(self, route: Route, lane: Lane) -> None:
         route.active = True
@@ -269,7 +374,7 @@ class Obligations:
 
     def _wait_again(self, lane: Lane, row: OwedRow, sequence: int) -> None:
         """A sequence of a claimed row is in memory no longer."""
-        route = self.routes[row.subscription]
+        route = self.routes[row.shard, row.subscription]
         row.out -= 1
         if route.active and not row.waiting:
             lane.waiting_rows.append(row)
@@ -322,10 +427,11 @@ class Obligations:
         event.held = 1 + len(targets)
         self.held_bytes += event.size
         deliveries = []
+        shard = event.sequence & _SHARD_MASK
         for subscription in targets:
             delivery = Delivery(event, subscription)
             deliveries.append(delivery)
-            route = self.routes.get(subscription)
+            route = self.routes.get((shard, subscription))
             if route is None or route.deleted or route.lane is None:
                 self._cancel(delivery, 0)
                 continue
@@ -390,7 +496,12 @@ class Obligations:
         lane.in_flight -= 1
         endpoint = lane.endpoint
         first = deliveries[0]
-        shard = first.event.sequence & _SHARD_MASK
+        shard = lane.shard
+        if self.lanes.get((shard, endpoint.id)) is not lane:
+            # Handed off while this was under way: its next owner sends it again.
+            for delivery in deliveries:
+                self._let_go(delivery.event)
+            return Settled()
         tenant = first.event.tenant
         books = self._books_of(shard)
         number = 0
@@ -434,7 +545,7 @@ class Obligations:
         settled: Settled,
     ) -> None:
         event = delivery.event
-        route = self.routes.get(delivery.subscription)
+        route = self.routes.get((lane.shard, delivery.subscription))
         if route is None or route.deleted:
             self._cancel(delivery, lane.endpoint.id)
             return
@@ -600,9 +711,13 @@ class Obligations:
             return None
         claimed = [row_id for _, row_id in lane.rows]
         claimed += [
-            row.id for row in self._ending.values() if row.subscription in lane.subscriptions
+            row.id
+            for row in self._ending.values()
+            if row.shard == lane.shard and row.subscription in lane.subscriptions
         ]
-        return CatchUpQuery(list(lane.subscriptions), claimed, backlog, retries, self.look(lane))
+        return CatchUpQuery(
+            lane.shard, list(lane.subscriptions), claimed, backlog, retries, self.look(lane)
+        )
 
     def claim(
         self,
@@ -623,7 +738,7 @@ class Obligations:
             key = (found.shard, found.id)
             if key in look.changed or key in lane.rows or key in self._ending:
                 continue
-            route = self.routes.get(found.subscription)
+            route = self.routes.get((found.shard, found.subscription))
             if route is None or not route.active or route.lane is not lane:
                 continue
             row = _held(found)
@@ -679,7 +794,7 @@ class Obligations:
         lowest = min((row.waiting[-1] for row in lane.waiting_rows if not row.retry), default=None)
         for item in loading:
             row = item.row
-            route = self.routes[row.subscription]
+            route = self.routes[row.shard, row.subscription]
             event = events.get(item.sequence)
             if route.deleted:
                 row.out -= 1
@@ -716,7 +831,9 @@ class Obligations:
         ended = 0
         for found in rows:
             key = (found.shard, found.id)
-            route = self.routes.get(found.subscription)
+            if found.shard not in self.windows or found.shard in self._leaving:
+                continue
+            route = self.routes.get((found.shard, found.subscription))
             lane = route.lane if route is not None else None
             if (
                 key in look.changed
@@ -747,11 +864,12 @@ class Obligations:
                     _lane_of(route).owing = True  # the rest comes back with the record
         return ended
 
-    def cancelled_all(self, subscription: int, look: Look) -> None:
+    def cancelled_all(self, shard: int, subscription: int, look: Look) -> None:
         """No owed row of a deleted subscription was found in a reading that began with `look`."""
         self._looks.discard(look)
-        if subscription not in look.inserted:
-            self.routes[subscription].backlog = 0
+        route = self.routes.get((shard, subscription))
+        if route is not None and (shard, subscription) not in look.inserted:
+            route.backlog = 0
 
     def _count_row(self, route: Route, change: int) -> None:
         """An unclaimed row that waits for room came up, or went."""
@@ -777,7 +895,7 @@ class Obligations:
         rows = self._owe_old_ends(now_us, inserts, counters)
         claimed = {(row.shard, row.id) for row in rows}
         for (shard, tenant, subscription, attempt, due_us, cause), sequences in self._owed.items():
-            route = self.routes.get(subscription)
+            route = self.routes.get((shard, subscription))
             if route is None or route.deleted:
                 self._cancel_owed(route, shard, tenant, subscription, attempt, sequences)
                 continue
@@ -828,14 +946,16 @@ class Obligations:
         for look in self._looks:
             look.changed.update((shard, row_id) for shard, row_id, _ in plan.owed_updates)
             look.changed.update(plan.owed_deletes)
-            look.inserted.update(insert.subscription for insert in plan.owed_inserts)
+            look.inserted.update(
+                (insert.shard, insert.subscription) for insert in plan.owed_inserts
+            )
         for row in plan.rows:
             self._row_written(row, woken)
         return list(woken)
 
     def _row_inserted(self, insert: OwedInsert, woken: dict[Lane, None]) -> None:
         """A row is durable that nothing in memory stands for."""
-        route = self.routes[insert.subscription]
+        route = self.routes[insert.shard, insert.subscription]
         lane = _lane_of(route)
         if route.active:
             lane.unrecorded -= route.unrecorded
@@ -850,7 +970,7 @@ class Obligations:
         """A row in memory and in the log are the same again: only now may a reader find what is left of it."""
         key = (row.shard, row.id)
         row.planned = False
-        route = self.routes.get(row.subscription)
+        route = self.routes.get((row.shard, row.subscription))
         lane = route.lane if route is not None else None
         if self._ending.pop(key, None) is not None:
             if row.remaining and route is not None and lane is not None:
@@ -902,7 +1022,7 @@ class Obligations:
                         ).append(delivery)
         rows: list[OwedRow] = []
         for (shard, tenant, subscription, attempt), deliveries in old.items():
-            lane = _lane_of(self.routes[subscription])
+            lane = _lane_of(self.routes[shard, subscription])
             for start in range(0, len(deliveries), OWED_SEQUENCES_MAX):
                 chunk = deliveries[start : start + OWED_SEQUENCES_MAX]
                 sequences = [d.event.sequence for d in chunk]
@@ -1004,40 +1124,44 @@ class Obligations:
         window: Window,
         events: Iterable[tuple[int, int, Sequence[int]]],
         settled: set[tuple[int, int]],
+        *,
+        held_back: bool = False,
     ) -> None:
-        """Take a shard over, after its tenants were configured and before `restore_owed`.
+        """Take a shard over, after its tenants were configured and `restore_owed`.
 
         `events` are (sequence, tenant, targets) above the checkpoint in sequence order, `settled` the (sequence,
-        subscription) pairs that attempts, dead letters and owed rows name.
+        subscription) pairs that attempts, dead letters and owed rows name. A long window comes in several calls, in
+        order; records may be written between them, for the checkpoint passes only what has come.
 
-        What is left becomes owed in the first record, so a start needs no memory for payloads and moves the checkpoint
-        to the end of the window at once; the lanes then catch up like after any other backlog.
+        What is left becomes owed in the next record, so a start needs no memory for payloads and moves the checkpoint
+        to the end of the window at once; the lanes then catch up like after any other backlog. `held_back`: it waits
+        until a person lets it go.
         """
         self.windows[window.shard] = window
+        due_us = HELD_BACK_US if held_back else 0
+        cause = Cause.HELD_BACK if held_back else Cause.RECOVERED
         for sequence, tenant, targets in events:
             event = Event(
                 tenant, "", b"", 0, sequence=sequence, targets=tuple(targets), deliveries=()
             )
             window.append(event)
-            assert tenant in self._configured, (
+            assert (window.shard, tenant) in self._routes_of, (
                 "configure comes first, or all would count as deleted"
             )
             for subscription in targets:
                 if (sequence, subscription) not in settled:
-                    route = self.routes.get(subscription)
-                    if route is not None and route.active:
+                    route = self.routes.get((window.shard, subscription))
+                    if route is not None and route.active and not held_back:
                         _lane_of(route).owing = True  # new events come after these
-                    self._owe(
-                        shard_of(sequence), tenant, subscription, 0, 0, Cause.RECOVERED, sequence
-                    )
+                    self._owe(window.shard, tenant, subscription, 0, due_us, cause, sequence)
 
     def restore_owed(
-        self, subscription: int, tenant: int, backlog: int, retry_us: int | None
+        self, shard: int, subscription: int, tenant: int, backlog: int, retry_us: int | None
     ) -> None:
         """Owed rows stand in the log: `backlog` rows that wait for room, and retries of which one is due at `retry_us`."""
-        route = self.routes.get(subscription)
+        route = self.routes.get((shard, subscription))
         if route is None:
-            route = self.routes[subscription] = Route(subscription, tenant, None)
+            route = self._add_route(Route(shard, subscription, tenant, None))
             route.backlog += 1
         route.backlog += backlog
         if route.lane is not None and route.active:

@@ -54,22 +54,23 @@ class RecordPlan:
 class Look:
     """A reading of owed rows that is under way: what happened since it began, which its result may not show.
 
-    `changed`: rows that records shrank or deleted; `inserted`: subscriptions that got rows. For a lane: `retry_us`,
+    `changed`: rows that records shrank or deleted; `inserted`: (shard, subscription) pairs that got rows. For a lane: `retry_us`,
     the earliest retry that came up, and `overtaken`, whether rows came up that belong before those it may find.
     A reader that gives up just drops it.
     """
 
     lane: Lane | None = None
     changed: set[tuple[int, int]] = field(default_factory=set)
-    inserted: set[int] = field(default_factory=set)
+    inserted: set[tuple[int, int]] = field(default_factory=set)
     retry_us: int | None = None
     overtaken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CatchUpQuery:
-    """What a lane wants to read: unclaimed rows of these subscriptions, those with a row id in `claimed` left out."""
+    """What a lane wants to read: unclaimed rows of these subscriptions in its shard, those in `claimed` left out."""
 
+    shard: int
     subscriptions: list[int]
     claimed: list[int]
     backlog: bool

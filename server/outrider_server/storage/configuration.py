@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Collection
 
 from outrider_server.domain.endpoint import Endpoint
 from outrider_server.domain.subscription import Subscription
@@ -22,19 +23,21 @@ from outrider_server.storage.tenants import microseconds
 _ROWS_BEFORE_YIELD = 32
 
 
-async def load_all(connection: Connection, sealer: Sealer) -> list[TenantConfiguration]:
-    """The configuration of every tenant. The connection must not be in a transaction.
+async def load_shards(
+    connection: Connection, sealer: Sealer, shards: Collection[int]
+) -> list[TenantConfiguration]:
+    """The configuration of every tenant of these shards. The connection must not be in a transaction.
 
     Raises a SecretsError where an endpoint cannot be unsealed: no tenant's deliveries may quietly go nowhere.
     """
-    return await _load(connection, sealer, None)
+    return await _load(connection, sealer, None, shards)
 
 
 async def load_tenant(
     connection: Connection, sealer: Sealer, tenant: int
 ) -> TenantConfiguration | None:
     """The configuration of one tenant; None where it does not exist or was deleted."""
-    found = await _load(connection, sealer, tenant)
+    found = await _load(connection, sealer, tenant, ())
     return found[0] if found else None
 
 
@@ -45,14 +48,15 @@ async def holds_sealed(connection: Connection) -> bool:
 
 
 async def _load(
-    connection: Connection, sealer: Sealer, tenant: int | None
+    connection: Connection, sealer: Sealer, tenant: int | None, shards: Collection[int]
 ) -> list[TenantConfiguration]:
     with translated():
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            tenant_rows = await connection.fetch(load("load_tenants"), tenant)
-            endpoint_rows = await connection.fetch(load("load_endpoints"), tenant)
-            subscription_rows = await connection.fetch(load("load_subscriptions"), tenant)
-            type_rows = await connection.fetch(load("load_event_types"), tenant)
+            tenant_rows = await connection.fetch(load("load_tenants"), tenant, sorted(shards))
+            ids = [row["id"] for row in tenant_rows]
+            endpoint_rows = await connection.fetch(load("load_endpoints"), ids)
+            subscription_rows = await connection.fetch(load("load_subscriptions"), ids)
+            type_rows = await connection.fetch(load("load_event_types"), ids)
     if not tenant_rows:
         return []
     now_us = microseconds(tenant_rows[0]["now"])
@@ -77,6 +81,9 @@ async def _load(
                     id=row["id"],
                     name=row["name"],
                     shard=row["shard"],
+                    shards=tuple(row["shards"]),
+                    former_shards=tuple(row["former_shards"]),
+                    frozen=row["frozen"],
                     strict_types=row["strict_types"],
                     config_version=row["config_version"],
                     display_name=row["display_name"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -45,6 +45,10 @@ EVENT_COLUMNS = (
 )  # fmt: skip
 
 _FRAME_COLUMNS = ("at", "producer", "session", "number", "ack")
+
+WINDOW_PAGE_EVENTS = 5_000
+SETTLED_PAGE_ROWS = 200
+SETTLED_SLICE_ROWS = 5
 
 FrameRow = tuple[int, str, int, int, bytes]
 """(at, producer, session, number, answer)"""
@@ -235,10 +239,10 @@ def _row(event: Event) -> tuple[object, ...]:
     )
 
 
-async def read_producer(connection: Connection, producer: str) -> tuple[int, int] | None:
-    """A producer's latest (session, last durable frame); None when it never published."""
-    row = await connection.fetchrow(load("read_producer"), producer)
-    return None if row is None else (row["session"], row["last_frame"])
+async def read_producer(connection: Connection, producer: str) -> dict[int, tuple[int, int]]:
+    """What is durable of a producer: per shard its latest session there, and the last frame of that."""
+    rows = await connection.fetch(load("read_producer"), producer)
+    return {row["shard"]: (row["session"], row["last_frame"]) for row in rows}
 
 
 async def read_frames(
@@ -246,43 +250,69 @@ async def read_frames(
 ) -> dict[int, FrameResult]:
     """What these frames were answered with; those whose answer is no longer kept are left out."""
     rows = await connection.fetch(load("read_frames"), producer, session, numbers)
-    return {row["number"]: decode_answer(row["ack"]) for row in rows}
+    known: dict[int, FrameResult] = {}
+    for row in rows:  # several where a frame's events live in several shards
+        answer = decode_answer(row["ack"])
+        earlier = known.get(row["number"])
+        known[row["number"]] = answer if earlier is None else earlier.joined(answer)
+    return known
 
 
 def encode_answer(result: FrameResult) -> bytes:
     """An answer as it is stored."""
     refusals = [(r.index, r.reason, r.message) for r in result.refusals]
-    return orjson.dumps([result.ranges, refusals, result.duplicates])
+    return orjson.dumps([result.ranges, refusals, result.duplicates, result.singles])
 
 
 def decode_answer(data: bytes) -> FrameResult:
     """A stored answer, marked as a repeated one."""
-    ranges, refusals, duplicates = orjson.loads(data)
+    ranges, refusals, duplicates, *rest = orjson.loads(data)
     return FrameResult(
         ranges=[(name, first, count) for name, first, count in ranges],
         refusals=[EventRefusal(*refusal) for refusal in refusals],
         duplicates=[(index, sequence) for index, sequence in duplicates],
+        singles=[(index, sequence) for index, sequence in (rest[0] if rest else ())],
         duplicate=True,
     )
 
 
-async def read_tenants(connection: Connection) -> list[tuple[int, int]]:
-    """(tenant, shard) of every tenant that ever was: a deleted one may still have events above the checkpoint."""
-    return [(row[0], row[1]) for row in await connection.fetch(load("read_tenants"))]
+async def read_tenants(connection: Connection, shards: list[int]) -> list[tuple[int, int]]:
+    """(tenant, shard) of all that ever were in these: a deleted one may still have events above the checkpoint."""
+    return [(row[0], row[1]) for row in await connection.fetch(load("read_tenants"), shards)]
 
 
 async def read_window(
-    connection: Connection, tenants: list[int], checkpoint: int
-) -> list[tuple[int, int, list[int]]]:
-    """(sequence, tenant, targets) of the tenants' events above `checkpoint`, in order."""
-    rows = await connection.fetch(load("read_window"), tenants, checkpoint)
-    return [(row[0], row[1], row[2]) for row in rows]
+    connection: Connection, shard: int, tenants: list[int], checkpoint: int
+) -> AsyncGenerator[list[tuple[int, int, list[int]]], None]:
+    """(sequence, tenant, targets) of the tenants' events of a shard above `checkpoint`, in order, in pages.
+
+    One cursor in one transaction: pages asked for one by one would each be sorted anew.
+    """
+    async with connection.transaction(readonly=True):
+        cursor = await connection.cursor(load("read_window"), tenants, checkpoint, shard)
+        while rows := await cursor.fetch(WINDOW_PAGE_EVENTS):
+            yield [(row[0], row[1], row[2]) for row in rows]
 
 
 async def read_settled(connection: Connection, shard: int, first: int) -> set[tuple[int, int]]:
-    """(sequence, subscription) pairs from `first` on that attempts, dead letters or owed rows name."""
-    rows = await connection.fetch(load("read_settled"), shard, first)
-    return {(row[0], row[1]) for row in rows}
+    """(sequence, subscription) pairs from `first` on that attempts, dead letters or owed rows name.
+
+    Read as the rows stand, and unpacked here in slices that give way to the loop.
+    """
+    settled: set[tuple[int, int]] = set()
+    async with connection.transaction(readonly=True):
+        cursor = await connection.cursor(load("read_settled"), shard, first)
+        while rows := await cursor.fetch(SETTLED_PAGE_ROWS):
+            for index, (sequences, subscriptions, subscription) in enumerate(rows):
+                named = (
+                    zip(sequences, subscriptions, strict=True)
+                    if subscriptions is not None
+                    else ((sequence, subscription) for sequence in sequences)
+                )
+                settled.update(pair for pair in named if pair[0] >= first)
+                if index % SETTLED_SLICE_ROWS == 0:
+                    await asyncio.sleep(0)
+    return settled
 
 
 async def load_events(

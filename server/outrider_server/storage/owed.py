@@ -13,8 +13,9 @@ from outrider_server.storage.queries import load
 
 @dataclass(frozen=True, slots=True)
 class OwedCount:
-    """What stands owed of one subscription: rows that wait for room, and when the first retry is due."""
+    """What stands owed of one subscription in a shard: rows that wait for room, and when the first retry is due."""
 
+    shard: int
     subscription: int
     tenant: int
     backlog: int
@@ -22,26 +23,27 @@ class OwedCount:
 
 
 async def count(connection: Connection, shards: list[int]) -> list[OwedCount]:
-    """Per subscription, over these shards."""
+    """Per shard and subscription, of these shards."""
     return [OwedCount(*row) for row in await connection.fetch(load("count_owed"), shards)]
 
 
-async def total(connection: Connection) -> int:
-    """Deliveries owed, over all shards."""
-    return int(await connection.fetchval(load("sum_owed")))
+async def total(connection: Connection, shards: list[int]) -> int:
+    """Deliveries owed, over these shards."""
+    return int(await connection.fetchval(load("sum_owed"), shards))
 
 
 async def find_backlog(
-    connection: Connection, subscriptions: list[int], held: list[int], rows_max: int
+    connection: Connection, shard: int, subscriptions: list[int], held: list[int], rows_max: int
 ) -> tuple[list[FoundRow], int | None]:
     """Rows that wait for room, in sequence order; and where they stopped, None when these are all."""
-    rows = await connection.fetch(load("find_backlog"), subscriptions, held, rows_max)
+    rows = await connection.fetch(load("find_backlog"), subscriptions, held, rows_max, shard)
     horizon = rows[-1]["first_sequence"] if len(rows) == rows_max else None
     return [_found(row) for row in rows], horizon
 
 
 async def find_retries(
     connection: Connection,
+    shard: int,
     subscriptions: list[int],
     held: list[int],
     rows_max: int,
@@ -51,11 +53,11 @@ async def find_retries(
     found = [
         _found(row)
         for row in await connection.fetch(
-            load("find_retries"), subscriptions, held, rows_max, now_us
+            load("find_retries"), subscriptions, held, rows_max, now_us, shard
         )
     ]
     held = held + [row.id for row in found]
-    return found, await connection.fetchval(load("next_retry"), subscriptions, held)
+    return found, await connection.fetchval(load("next_retry"), subscriptions, held, shard)
 
 
 async def find_below(
@@ -68,11 +70,12 @@ async def find_below(
     ]
 
 
-async def find_of(connection: Connection, subscription: int, rows_max: int) -> list[FoundRow]:
-    """Rows of one subscription, whatever they wait for."""
-    return [
-        _found(row) for row in await connection.fetch(load("find_owed_of"), subscription, rows_max)
-    ]
+async def find_of(
+    connection: Connection, shard: int, subscription: int, rows_max: int
+) -> list[FoundRow]:
+    """Rows of one subscription in a shard, whatever they wait for."""
+    rows = await connection.fetch(load("find_owed_of"), subscription, rows_max, shard)
+    return [_found(row) for row in rows]
 
 
 def _found(row: asyncpg.Record) -> FoundRow:

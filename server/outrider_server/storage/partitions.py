@@ -162,3 +162,8 @@ async def _drop(connection: Connection, partition: Partition, lock_ms_max: int) 
                 """  # noqa: S608 - the name comes from the catalogue
             )
         await connection.execute(f'DROP TABLE "{partition.name}"')
+
+
+async def oldest_needed(connection: Connection) -> int:
+    """The sequence below which nothing is owed in any shard; 0 while a shard has no owner, for then nobody knows."""
+    return int(await connection.fetchval(load("oldest_needed")))

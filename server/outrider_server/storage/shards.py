@@ -1,10 +1,14 @@
-"""Shards and the node that holds them: lease, takeover, fence."""
+"""Shards and the nodes that hold them: leases, takeover, hand-off, fence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import asyncpg
+
+from outrider_server.domain.delivery import HELD_BACK_US
+from outrider_server.policy.assignment import NodeView, ShardView, View
 from outrider_server.storage.database import BOOT_MARK_LENGTH, Connection, boot_mark
 from outrider_server.storage.queries import load
 
@@ -12,22 +16,22 @@ FENCED = "OR001"
 """SQLSTATE that fence() raises when another node took a shard over."""
 
 
+CHANNEL = "outrider_shards"
+"""Told when shards change hands, so that nobody waits for the next look."""
+
+CRASHES_MAX = 3
+"""Owners in a row that may end over a shard without releasing it, before what it owes is held back."""
+
+
 @dataclass(frozen=True, slots=True)
 class TakenShard:
-    """A shard as it stood at takeover; `epoch` is the new one."""
+    """A shard as it stood at takeover; `epoch` is the new one. `held_back`: its owners kept crashing."""
 
     shard: int
     epoch: int
     checkpoint: int
     record_no: int
-
-
-@dataclass(frozen=True, slots=True)
-class FreeShards:
-    """What a node may take: whether any shard is its own or nobody's, and the leases of others that have expired."""
-
-    unowned: bool
-    expired: frozenset[tuple[object, ...]]
+    held_back: bool = False
 
 
 class LeaseLost(Exception):
@@ -50,6 +54,18 @@ def fence_statement(epochs: Iterable[tuple[int, int]]) -> str:
     return f"BEGIN; SELECT fence('{{{shards}}}'::smallint[], '{{{numbers}}}'::bigint[])"
 
 
+async def is_held(connection: Connection, shard: int, epoch: int) -> bool:
+    """Whether a shard is still held under this epoch; until the transaction ends it stays so."""
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT fence($1::smallint[], $2::bigint[])", [shard], [epoch])
+    except asyncpg.PostgresError as error:
+        if error.sqlstate == FENCED:
+            return False
+        raise
+    return True
+
+
 async def database_clock_us(connection: Connection) -> int:
     """The database's time, in microseconds since 1970."""
     return int(
@@ -64,17 +80,39 @@ async def has_incumbent(connection: Connection, node: str, boot: str) -> bool:
     return bool(await connection.fetchval(load("has_incumbent"), node, boot, BOOT_MARK_LENGTH))
 
 
-async def find_free(connection: Connection, node: str) -> FreeShards:
-    """What `node` may take now."""
-    rows = await connection.fetch(load("find_free_shards"), node)
-    leases = [tuple(row) for row in rows]
-    return FreeShards(
-        unowned=any(lease[0] is None for lease in leases),
-        expired=frozenset(lease for lease in leases if lease[0] is not None),
+async def look(connection: Connection) -> View:
+    """Who holds what at the moment."""
+    nodes = await connection.fetch(load("read_nodes"))
+    rows = await connection.fetch(load("read_shards"))
+    return View(
+        tuple(
+            ShardView(
+                row["shard"],
+                row["epoch"],
+                row["node"],
+                row["live"],
+                row["dead"],
+                (row["node"], row["boot"], row["expires_at"]),
+                row["crashes"],
+                row["held_back"],
+            )
+            for row in rows
+        ),
+        tuple(
+            NodeView(
+                row["name"],
+                row["address"],
+                row["live"],
+                row["draining"],
+                row["started_at"],
+                row["seconds"],
+            )
+            for row in nodes
+        ),
     )
 
 
-async def take_over(
+async def become(
     connection: Connection,
     node: str,
     boot: str,
@@ -82,39 +120,108 @@ async def take_over(
     lease_seconds: float,
     *,
     again: bool = False,
-) -> list[TakenShard]:
-    """Become `node`, and take every shard that is free, its own, or of an expired lease.
+) -> None:
+    """Take the lease of `node`; a later boot replaces an earlier one.
 
-    A later boot replaces an earlier one. `again`: this boot was the node before; raises `LeaseLost` when another took
-    its place since, or two processes of one name would replace each other for ever.
-
-    First the old owners' connections are ended, then the epochs raised under the exclusive locks that their fences
-    share. Lock order: shards ascending.
+    `again`: this boot was the node before; raises `LeaseLost` when another took its place since, or two processes of one
+    name would replace each other for ever.
     """
-    async with connection.transaction():
-        name = await connection.fetchval(
-            load("take_node"), node, boot, lease_seconds, address, again
-        )
+    name = await connection.fetchval(load("take_node"), node, boot, lease_seconds, address, again)
     if name is None:
         raise LeaseLost(node)
-    rows = await connection.fetch(load("free_shards"), node)
-    holders = sorted({row["node"] for row in rows if row["node"] is not None} | {node})
-    await connection.execute(load("terminate_backends"), holders, boot_mark(boot))
-    shards = [row["shard"] for row in rows]
+
+
+async def take(
+    connection: Connection,
+    node: str,
+    boot: str,
+    wanted: Iterable[ShardView],
+    *,
+    orderly: bool,
+    crash_seconds: float,
+) -> list[TakenShard]:
+    """Take those of the `wanted` shards that are still free, this node's own, or of an expired lease.
+
+    First the leases of their holders are held still, so that none is renewed meanwhile, and the connections of those
+    that are over are ended; then the epochs are raised under the exclusive locks that the old owners' fences share.
+    `orderly`: this boot held its own shards before and lost them to no fault of theirs. Owners that end within
+    `crash_seconds` of their takeover count as crashed over a shard (0: never).
+    Lock order: nodes by name, shards ascending.
+    """
+    views = list(wanted)
+    numbers = sorted(view.shard for view in views)
+    if not numbers:
+        return []
+    holders = sorted({view.node for view in views if view.node not in (None, node)})
     async with connection.transaction():
-        await connection.execute(load("lock_shards"), shards)
-        taken = await connection.fetch(load("take_shards"), shards, node)
-    return [TakenShard(*row) for row in sorted(taken, key=lambda row: int(row["shard"]))]
+        await connection.execute(load("lock_nodes"), holders)
+        await connection.execute(load("terminate_backends"), holders, node, boot_mark(boot))
+        await connection.execute(load("lock_shards"), numbers)
+        taken = await connection.fetch(load("take_shards"), numbers, node, orderly, crash_seconds)
+        crashed = [row["shard"] for row in taken if row["crashes"] >= CRASHES_MAX]
+        if crashed:
+            await connection.execute(load("hold_back"), crashed, HELD_BACK_US)
+        await connection.execute("SELECT pg_notify($1, '')", CHANNEL)
+    return [
+        TakenShard(
+            row["shard"],
+            row["epoch"],
+            row["checkpoint"],
+            row["record_no"],
+            row["shard"] in crashed,
+        )
+        for row in sorted(taken, key=lambda row: int(row["shard"]))
+    ]
 
 
 async def renew_lease(
-    connection: Connection, node: str, boot: str, address: str, lease_seconds: float
-) -> None:
-    """Renew the lease; raises `LeaseLost` when another boot of this name took it."""
-    if await connection.fetchrow(load("renew_lease"), node, boot, lease_seconds, address) is None:
+    connection: Connection,
+    node: str,
+    boot: str,
+    address: str,
+    lease_seconds: float,
+    *,
+    draining: bool = False,
+) -> dict[int, int]:
+    """Renew the lease; returns the epochs of the shards that the node holds.
+
+    Asked for after the renewal: a takeover that was under way has ended by then. Raises `LeaseLost` when another boot of
+    this name took the lease.
+    """
+    row = await connection.fetchrow(
+        load("renew_lease"), node, boot, lease_seconds, address, draining
+    )
+    if row is None:
         raise LeaseLost(node)
+    return {row["shard"]: row["epoch"] for row in await connection.fetch(load("held_shards"), node)}
 
 
-async def release(connection: Connection, node: str, boot: str) -> None:
+async def release(
+    connection: Connection, node: str, given: Iterable[tuple[int, int, str | None]]
+) -> list[int]:
+    """Give (shard, epoch, to whom) up in order, and tell everybody; returns those that were still this node's."""
+    columns = [list(column) for column in zip(*sorted(given), strict=True)]
+    if not columns:
+        return []
+    async with connection.transaction():
+        rows = await connection.fetch(load("release_shards"), *columns, node)
+        await connection.execute("SELECT pg_notify($1, '')", CHANNEL)
+    return [row["shard"] for row in rows]
+
+
+async def end(connection: Connection, node: str, boot: str) -> None:
     """End the lease now."""
     await connection.execute(load("release_node"), node, boot)
+    await connection.execute("SELECT pg_notify($1, '')", CHANNEL)
+
+
+async def let_go(connection: Connection, shard: int) -> bool:
+    """Let what a shard holds back be sent. Its owner takes it anew. False where nothing is held back."""
+    async with connection.transaction():
+        held_back = await connection.fetchval("SELECT held_back FROM shard WHERE shard = $1", shard)
+        if not held_back:
+            return False
+        await connection.execute(load("lock_shards"), [shard])
+        await connection.execute(load("let_go"), shard, HELD_BACK_US)
+        await connection.execute(load("raise_epoch"), shard)
+    return True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
 
+from outrider_server.domain.sequence import SHARD_COUNT
 from outrider_server.domain.tenant import Tenant
 from outrider_server.storage.database import Connection
 from outrider_server.storage.queries import load
@@ -54,11 +56,18 @@ class LockedTenant:
 
 
 async def create(
-    connection: Connection, name: str, display_name: str, *, strict_types: bool
+    connection: Connection,
+    name: str,
+    display_name: str,
+    *,
+    strict_types: bool,
+    shards: Collection[int] = range(SHARD_COUNT),
 ) -> StoredTenant | None:
-    """Make a tenant on the least used shard; None where the name is taken. In a transaction."""
+    """Make a tenant on the least used of these shards; None where the name is taken. In a transaction."""
     await connection.execute(load("lock_installation"))
-    row = await connection.fetchrow(load("insert_tenant"), name, display_name, strict_types)
+    row = await connection.fetchrow(
+        load("insert_tenant"), name, display_name, strict_types, sorted(shards)
+    )
     return None if row is None else _stored(row)
 
 
@@ -66,6 +75,19 @@ async def get(connection: Connection, name: str) -> StoredTenant | None:
     """The tenant of this name."""
     row = await connection.fetchrow(load("get_tenant"), name)
     return None if row is None else _stored(row)
+
+
+async def least_used_shards(connection: Connection) -> list[int]:
+    """All shards, those with the fewest tenants first."""
+    return [row[0] for row in await connection.fetch(load("least_used_shards"))]
+
+
+async def find_homes(
+    connection: Connection, names: Collection[str], ids: Collection[int]
+) -> list[tuple[int, str, tuple[int, ...]]]:
+    """(id, name, shards) of the tenants of these names or ids; those that do not exist are left out."""
+    rows = await connection.fetch(load("find_homes"), list(names), list(ids))
+    return [(row["id"], row["name"], tuple(row["shards"])) for row in rows]
 
 
 async def list_page(connection: Connection, after: str, count: int) -> list[StoredTenant]:
@@ -115,6 +137,9 @@ def _stored(row: asyncpg.Record) -> StoredTenant:
             id=row["id"],
             name=row["name"],
             shard=row["shard"],
+            shards=tuple(row["shards"]),
+            former_shards=tuple(row["former_shards"]),
+            frozen=row["frozen"],
             strict_types=row["strict_types"],
             config_version=row["config_version"],
             display_name=row["display_name"],

@@ -22,23 +22,30 @@ async def cancel_deleted(
     """Cancel for ever what deleted subscriptions are owed."""
     while True:
         went_on = False
-        for subscription in obligations.deleted():
-            went_on |= await cancel_page(obligations, recorder, connection, subscription)
+        for shard, subscription in obligations.deleted():
+            went_on |= await cancel_page(obligations, recorder, connection, shard, subscription)
         # What cannot be cancelled yet is in flight; its requests end by themselves.
         await asyncio.sleep(0 if went_on else IDLE_SECONDS)
 
 
 async def cancel_page(
-    obligations: Obligations, recorder: Recorder, connection: Connection, subscription: int
+    obligations: Obligations,
+    recorder: Recorder,
+    connection: Connection,
+    shard: int,
+    subscription: int,
 ) -> bool:
-    """Cancel one page of a subscription's owed rows and record it; note when there are none. Whether any was cancelled."""
+    """Cancel a page of a subscription's owed rows in a shard and record it; note when there are none.
+
+    Returns whether any was cancelled.
+    """
     # Rows that only memory knows of are written first, so that the page finds them.
     await recorder.record()
     look = obligations.look()
-    rows = await owed.find_of(connection, subscription, PAGE_ROWS)
+    rows = await owed.find_of(connection, shard, subscription, PAGE_ROWS)
     if rows:
         ended = obligations.end_rows(look, rows, expired_below=None)
         await recorder.record()
         return ended > 0
-    obligations.cancelled_all(subscription, look)
+    obligations.cancelled_all(shard, subscription, look)
     return False

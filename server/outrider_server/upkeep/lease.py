@@ -1,21 +1,21 @@
-"""The node's lease.
+"""The node's lease, and the shards it takes and gives under it.
 
 Rule: the lease is trusted until `sent + lease - margin` of the local monotonic clock, where `sent` is the moment before the
 renewal was asked for: always earlier than the database's own expiry, however long the answer took. Every request checks
-that before it is sent. A holder may renew after expiry, as long as nobody took its place. Nobody is pushed out who is
-alive: a node waits for its turn, until a second look finds a lease of others expired and unchanged, and until nobody runs
-under its own name.
+that before it is sent. A holder may renew after expiry, as long as nobody took its shards. Nobody is pushed out who is
+alive: see `policy.assignment`, and a node waits until nobody runs under its own name.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
+from outrider_server.domain.errors import Unavailable
 from outrider_server.pipeline.clock import DatabaseClock
 from outrider_server.storage import shards
 from outrider_server.storage.database import Connection
-from outrider_server.storage.shards import LeaseLost, TakenShard
+from outrider_server.storage.shards import LeaseLost
 
 INCUMBENT_CHECK_SECONDS = 0.1
 
@@ -23,15 +23,29 @@ Pause = Callable[[float], Awaitable[bool]]
 """Lets so many seconds pass, or fewer where the node is to stop; tells whether it is."""
 
 
+class ShardsLost(Unavailable):
+    """Another node took shards of this one, which did not renew in time."""
+
+    def __init__(self, lost: Collection[int]) -> None:
+        super().__init__(
+            "NOT_READY",
+            f"other nodes took {len(lost)} of this node's shards; it takes its own up again",
+            retry_after_seconds=0.2,
+        )
+
+
 class Lease:
-    """This boot's lease of the node name. Times are in seconds."""
+    """This boot's lease of the node name. Times are in seconds.
+
+    `monotonic` must go on while the machine sleeps, where there is such a clock.
+    """
 
     def __init__(
         self,
         *,
         node: str,
         boot: str,
-        address: str,
+        address: Callable[[], str],
         lease_seconds: float,
         renew_seconds: float,
         margin_seconds: float,
@@ -40,7 +54,8 @@ class Lease:
     ) -> None:
         self.node = node
         self.boot = boot
-        self.address = address
+        self.draining = False
+        self._address = address
         self._lease_seconds = lease_seconds
         self._renew_seconds = renew_seconds
         self._margin_seconds = margin_seconds
@@ -48,6 +63,7 @@ class Lease:
         self._monotonic = monotonic
         self._deadline = 0.0
         self._held = False
+        self._renewing = asyncio.Lock()
 
     def holds(self) -> bool:
         """Whether requests may be sent now."""
@@ -57,10 +73,10 @@ class Lease:
         """How long it still holds without renewal."""
         return max(0.0, self._deadline - self._monotonic())
 
-    async def turn(
+    async def begin(
         self, connection: Connection, pause: Pause, waiting: Callable[[str], None]
     ) -> bool:
-        """Wait until there are shards to take; false when the node is to stop. `waiting` is told what for.
+        """Take the lease; false when the node is to stop. `waiting` is told what for.
 
         Raises `LeaseLost` when a process of this name is still there after a whole lease: one that was killed, even
         with its machine, is not.
@@ -72,47 +88,62 @@ class Lease:
             waiting("another process runs as this node")
             if await pause(INCUMBENT_CHECK_SECONDS):
                 return False
-        seen: frozenset[tuple[object, ...]] = frozenset()
-        while True:
-            free = await shards.find_free(connection, self.node)
-            if free.expired <= seen and (free.unowned or free.expired):
-                return True
-            seen = free.expired
-            waiting("another node holds the shards")
-            if await pause(self._renew_seconds):
-                return False
-
-    async def take_over(self, connection: Connection) -> list[TakenShard]:
-        """Take the lease and every shard that is free for this node; raises `LeaseLost` as `run` does."""
         sent = self._monotonic()
-        taken = await shards.take_over(
+        await shards.become(
             connection,
             self.node,
             self.boot,
-            self.address,
+            self._address(),
             self._lease_seconds,
             again=self._held,
         )
         self._held = True
         self._deadline = sent + self._lease_seconds - self._margin_seconds
         await self._measure_clock(connection)
-        return taken
+        return True
 
-    async def run(self, connection: Connection) -> None:
-        """Renew for ever; rises when the connection breaks or another boot of this name took the lease."""
+    async def run(self, connection: Connection, held: Callable[[], Mapping[int, int]]) -> None:
+        """Renew for ever; raises when the connection breaks, or another boot or node took what this one holds.
+
+        `held` gives the epochs of the shards that this node's memory stands for.
+        """
         while True:
             await asyncio.sleep(self._renew_seconds)
-            sent = self._monotonic()
-            await shards.renew_lease(
-                connection, self.node, self.boot, self.address, self._lease_seconds
-            )
-            self._deadline = sent + self._lease_seconds - self._margin_seconds
-            await self._measure_clock(connection)
+            await self.renew(connection, held)
 
-    async def release(self, connection: Connection) -> None:
+    async def renew(self, connection: Connection, held: Callable[[], Mapping[int, int]]) -> None:
+        """Renew once."""
+        async with self._renewing:
+            await self._renew(connection, held)
+
+    async def _renew(self, connection: Connection, held: Callable[[], Mapping[int, int]]) -> None:
+        before = dict(held())
+        sent = self._monotonic()
+        known = await shards.renew_lease(
+            connection,
+            self.node,
+            self.boot,
+            self._address(),
+            self._lease_seconds,
+            draining=self.draining,
+        )
+        now = held()
+        lost = [
+            shard
+            for shard, epoch in before.items()
+            # What was handed off meanwhile is not lost.
+            if known.get(shard) != epoch and now.get(shard) == epoch
+        ]
+        if lost:
+            self._deadline = 0.0
+            raise ShardsLost(lost)
+        self._deadline = sent + self._lease_seconds - self._margin_seconds
+        await self._measure_clock(connection)
+
+    async def end(self, connection: Connection) -> None:
         """A clean end."""
         self._deadline = 0.0
-        await shards.release(connection, self.node, self.boot)
+        await shards.end(connection, self.node, self.boot)
 
     async def _measure_clock(self, connection: Connection) -> None:
         sent_us = self._clock.local_us()

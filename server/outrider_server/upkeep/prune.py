@@ -4,6 +4,8 @@ Rules:
 - A missing partition must never happen: they are made days ahead, and a start makes them before it takes anything in.
 - What retention ends is told: deliveries still owed become dead letters with the reason `expired`, in records.
 - Dropping waits for no publisher: a lock that is not had at once is asked for again at the next round.
+- Every node ends what its own shards owe; the one that holds shard 0 drops, once no shard owes anything below, and only
+  while each shard has an owner who keeps its window short.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from outrider_server.storage.partitions import PartitionedTable
 from outrider_server.telemetry.counters import PruneCounters
 
 AHEAD = 3
+LEADER = 0
+"""Whoever holds this shard drops partitions."""
+
 INTERVAL_SECONDS = 300.0
 LOCK_MS_MAX = 100
 EXPIRE_PAGE_ROWS = 200
@@ -83,10 +88,13 @@ class Pruner:
         """Expire what is owed below the end of retention, then drop what lies wholly below it."""
         end = await self._retention_end()
         await self._expire(obligations, recorder, end)
+        if LEADER not in obligations.windows:
+            return
         safe = min(
             (window.checkpoint for window in obligations.windows.values() if len(window)),
             default=SEQUENCE_MAX,
         )
+        safe = min(safe, await partitions.oldest_needed(self._connection))
         for table in self._tables:
             if table.name == "producer_frame":
                 until = self._hours_back(FRAME_ANSWER_HOURS)

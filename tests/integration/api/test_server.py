@@ -16,7 +16,7 @@ from tests.support.postgres import Database
 from outrider.v1 import tenant_service_pb2 as pb
 from outrider.v1 import tenant_service_pb2_grpc
 from outrider_server.api.interceptors import CallInterceptor
-from outrider_server.api.server import ListenError, build_server
+from outrider_server.api.server import MESSAGE_BYTES_MAX, ListenError, build_server
 
 GRPCURL = Path(sys.executable).with_name("grpcurl")
 GET = pb.GetTenantRequest(name="tenants/acme")
@@ -91,7 +91,7 @@ async def test_lost_database_is_a_passing_error(database: Database) -> None:
 
 
 async def test_message_beyond_the_limit_is_refused(api: Api) -> None:
-    request = pb.CreateTenantRequest(tenant={"display_name": "x" * (11 * 1024 * 1024)})
+    request = pb.CreateTenantRequest(tenant={"display_name": "x" * MESSAGE_BYTES_MAX})
     refused = await api.admin.refused("CreateTenant", request)
     assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     fits = pb.CreateTenantRequest(tenant={"display_name": "x" * (10 * 1024 * 1024)})
@@ -107,22 +107,22 @@ async def test_unknown_method_is_unimplemented(api: Api) -> None:
 
 async def test_taken_port_is_told_in_a_sentence(api: Api) -> None:
     for address, text in (
-        (f"127.0.0.1:{api.server.port}", "another process uses that port"),
+        (f"127.0.0.1:{api.server.ports[0]}", "another process uses that port"),
         ("192.0.2.1:0", "cannot assign"),
         ("nowhere.invalid:1", "no such host"),
         ("127.0.0.1:x", "not host:port"),
     ):
         with pytest.raises(ListenError, match=text) as caught:
-            _ = build_server([], address, interceptor=_interceptor(api))
+            _ = build_server([], [address], interceptor=_interceptor(api))
         assert "\n" not in str(caught.value)
 
 
 async def test_ports_may_be_shared_where_asked_for(api: Api) -> None:
-    first = build_server([], "127.0.0.1:0", interceptor=_interceptor(api), reuse_port=True)
+    first = build_server([], ["127.0.0.1:0"], interceptor=_interceptor(api), reuse_port=True)
     second = build_server(
-        [], f"127.0.0.1:{first.port}", interceptor=_interceptor(api), reuse_port=True
+        [], [f"127.0.0.1:{first.ports[0]}"], interceptor=_interceptor(api), reuse_port=True
     )
-    assert first.port == second.port
+    assert first.ports == second.ports
     for server in (first, second):
         await server.start()
         await server.stop(0)
@@ -142,7 +142,7 @@ async def grpcurl(*arguments: str) -> str:
 
 
 async def test_grpcurl_lists_and_describes_and_calls(api: Api) -> None:
-    address = f"127.0.0.1:{api.server.port}"
+    address = f"127.0.0.1:{api.server.ports[0]}"
     listed = await grpcurl("-plaintext", address, "list")
     assert {
         "outrider.v1.EndpointService",

@@ -67,7 +67,8 @@ async def test_tenants_made_at_once_spread_over_the_shards(api: Api) -> None:
     assert sorted(tenant.shard for tenant in made) == list(range(12))
     async with api.database.connection() as connection:
         _ = await connection.execute(
-            "INSERT INTO tenant (name, shard) SELECT 'x' || n, n FROM generate_series(12, $1) AS n",
+            "INSERT INTO tenant (name, shard, shards)"
+            " SELECT 'x' || n, n, ARRAY[n]::smallint[] FROM generate_series(12, $1) AS n",
             SHARD_COUNT - 1,
         )
         _ = await connection.execute("UPDATE tenant SET deleted_at = now() WHERE shard = 40")

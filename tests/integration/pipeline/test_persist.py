@@ -17,7 +17,7 @@ from outrider_server.domain.event import EVENT_OVERHEAD_BYTES, Event
 from outrider_server.domain.frame import FrameResult
 from outrider_server.pipeline import persist
 from outrider_server.pipeline.match import match
-from outrider_server.pipeline.persist import PendingFrame
+from outrider_server.pipeline.persist import PendingFrame, Portion
 from outrider_server.pipeline.tenure import Tenure
 from outrider_server.storage import event_log
 
@@ -44,12 +44,14 @@ async def submit(
     """Queue a frame of checked events."""
     events = list(events)
     answer: asyncio.Future[FrameResult] = asyncio.get_running_loop().create_future()
-    known = await tenure.session(producer) if producer is not None else None
     entries = [tenure.parts.directory.by_id[e.tenant] for e in events]
-    places = list(range(len(events)))
-    tenure.persister.submit(
-        PendingFrame(known, session, number, events, places, entries, [], answer, large=large)
-    )
+    for one, entry in zip(events, entries, strict=True):
+        one.shard = entry.shard
+    shards = {entry.shard for entry in entries}
+    portion = Portion(events, entries, range(len(events)), shards)
+    portion.previous = dict.fromkeys(shards, number - 1)
+    known = await tenure.session(producer, shards) if producer is not None else None
+    tenure.persister.submit(PendingFrame(known, session, number, portion, [], answer, large=large))
     return answer
 
 
@@ -105,7 +107,8 @@ async def test_a_row_that_postgres_refuses_costs_the_others_nothing(
     await soon(receiver.wait_for_deliveries(5))
     await node.balance_when(lambda b: b.delivered == 5 == b.matched)
     # What a frame was answered with is kept with its poison.
-    again = await soon(await submit(tenure, [checked(tenure, b"1")], "p", 1, 2))
+    unchanged = [checked(tenure, b"9") for _ in frames[1]]
+    again = await soon(await submit(tenure, unchanged, "p", 1, 2))
     assert again.duplicate
     assert (again.refusals, again.duplicates) == (second.refusals, second.duplicates)
 

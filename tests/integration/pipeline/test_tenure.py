@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.support.api import As
 from tests.support.node import RunningNode, event, running, soon, until
 from tests.support.postgres import Database
 from tests.support.receiver import Behaviour, Receiver
 
-from outrider.v1 import subscription_service_pb2, tenant_service_pb2
+from outrider.v1 import tenant_service_pb2
 from outrider_server.__main__ import _sentence
-from outrider_server.pipeline import tenure as tenure_module
 from outrider_server.pipeline.admission import Admission
+from outrider_server.pipeline.tenure import Adoption
 
 
 async def test_every_backend_of_the_node_may_end_and_nothing_is_lost(
@@ -128,42 +126,6 @@ async def test_a_restart_after_a_crash_does_not_wait_for_its_own_lease(
             await node.start()
 
 
-async def test_a_node_of_another_name_waits_and_changes_nothing_until_it_holds_shards(
-    database: Database, tmp_path: Path, receiver: Receiver
-) -> None:
-    async with running(database.dsn, tmp_path) as first:
-        demo = await first.tenant()
-        endpoint = await demo.endpoint("hook", receiver.url("/hook"))
-        async with running(
-            database.dsn, tmp_path, serving=False, node_name="other", **SHORT_LEASE
-        ) as second:
-            await until(lambda: second.node.readiness()[1] == "another node holds the shards")
-            assert not second.node.readiness()[0]
-            health = health_pb2_grpc.HealthStub(second.channel)
-            answer = await soon(health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True))
-            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
-            async with second.stream(demo.publisher) as stream:
-                await stream.write(open={"producer": "sales-1", "session": 1})
-                assert (await stream.error()).reason == "NOT_READY"
-            there = As(second.channel, demo.admin_key)
-            request = subscription_service_pb2.CreateSubscriptionRequest(
-                parent="tenants/demo", subscription={"endpoint": endpoint, "types": ["*"]}
-            )
-            assert (await there.refused("CreateSubscription", request)).reason == "NOT_READY"
-            assert not await first.fetch("SELECT FROM subscription")
-            assert not await first.fetch("SELECT FROM node WHERE name = 'other'")
-            await demo.publish(event())
-
-            await first.stop()  # its lease ends: the other one takes over what it left
-            await second.serves()
-            assert second.node.readiness() == (True, "ready")
-            answer = await soon(health.Check(health_pb2.HealthCheckRequest()))
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            await there.call("CreateSubscription", request)
-            await second.publish(demo.publisher, "demo", [event()])
-            await soon(receiver.wait_for_deliveries(1))
-
-
 async def test_no_change_is_taken_under_a_lease_that_is_not_trusted(node: RunningNode) -> None:
     await node.tenant()
     lease = node.node._lease
@@ -174,20 +136,20 @@ async def test_no_change_is_taken_under_a_lease_that_is_not_trusted(node: Runnin
     await node.admin.call("CreateTenant", request)
 
 
-async def test_a_change_made_while_a_tenure_begins_is_not_missed(
+async def test_no_change_is_taken_while_a_tenure_begins_and_one_under_way_is_seen(
     node: RunningNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await node.tenant("demo")
-    restore, made = tenure_module._restore, asyncio.Event()
+    configure, made = Adoption.configure, asyncio.Event()
 
-    async def slow(*arguments: Any) -> None:
-        await restore(*arguments)
-        await node.admin.call(
-            "CreateTenant", tenant_service_pb2.CreateTenantRequest(tenant_id="late", tenant={})
-        )
+    async def slow(self: Adoption, *arguments: Any) -> None:
+        request = tenant_service_pb2.CreateTenantRequest(tenant_id="late", tenant={})
+        refusal = await node.admin.refused("CreateTenant", request)
+        assert refusal.reason == "NOT_READY"
+        await configure(self, *arguments)
         made.set()
 
-    monkeypatch.setattr(tenure_module, "_restore", slow)
+    monkeypatch.setattr(Adoption, "configure", slow)
     before = node.tenure
     await node.fetch("UPDATE shard SET epoch = epoch + 1")
     async with node.stream(node.admin_key) as stream:
@@ -196,7 +158,7 @@ async def test_a_change_made_while_a_tenure_begins_is_not_missed(
         await stream.refused(1)
         await soon(made.wait())
         await node.next_tenure(before)
-        assert not (await stream.publish(1, [event()], "late")).results
+        assert not (await stream.publish(1, [event()], "demo")).results
 
 
 async def test_frames_under_check_while_a_tenure_ends_are_answered(

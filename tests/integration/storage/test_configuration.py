@@ -11,13 +11,20 @@ import pytest
 from tests.support import postgres
 from tests.support.api import new_sealer
 
-from outrider_server.domain.endpoint import BatchPolicy, DeliveryMode, EndpointState, RetryPolicy
+from outrider_server.domain.endpoint import (
+    BatchPolicy,
+    DeliveryMode,
+    EndpointState,
+    RateLimit,
+    RetryPolicy,
+)
+from outrider_server.domain.sequence import SHARD_COUNT
 from outrider_server.domain.subscription import SubscriptionState
 from outrider_server.secrets.errors import SealBrokenError, UnknownKeyError
 from outrider_server.secrets.keys import KeyEncryptionKey, KeyRing
 from outrider_server.secrets.sealing import Sealer
 from outrider_server.storage import endpoints, event_types, subscriptions, tenants
-from outrider_server.storage.configuration import holds_sealed, load_all, load_tenant
+from outrider_server.storage.configuration import holds_sealed, load_shards, load_tenant
 from outrider_server.storage.database import Connection, Database
 from outrider_server.storage.endpoints import EndpointSpec, SigningSecret, StoredEndpoint
 from outrider_server.storage.event_types import EventTypeSpec
@@ -26,6 +33,7 @@ from outrider_server.storage.tenants import LockedTenant
 
 SPEC = EndpointSpec(url="https://example.com/x", secrets=(SigningSecret(b"s" * 32),))
 SEALER = new_sealer()
+ALL = range(SHARD_COUNT)
 
 
 @pytest.fixture
@@ -59,7 +67,7 @@ async def new_endpoint(
 
 async def test_empty_database_has_no_configuration(storage: Database) -> None:
     async with storage.connection() as connection:
-        assert await load_all(connection, SEALER) == []
+        assert await load_shards(connection, SEALER, ALL) == []
         assert await load_tenant(connection, SEALER, 1) is None
 
 
@@ -73,6 +81,7 @@ async def test_everything_comes_back_as_it_was_given(storage: Database) -> None:
         retry=RetryPolicy(1.5, 2.5, 3.5, 0.0, 4, 5.5),
         concurrency=9,
         attempt_timeout_seconds=1.25,
+        rate_limit=RateLimit(10, 1_500_000, 2),
         display_name="E",
     )
     async with storage.transaction() as connection:
@@ -88,13 +97,14 @@ async def test_everything_comes_back_as_it_was_given(storage: Database) -> None:
         _ = await event_types.create(connection, locked, "x.y", EventTypeSpec())
         _ = await new_tenant(connection, "b")
     async with storage.connection() as connection:
-        first, second = await load_all(connection, SEALER)
+        first, second = await load_shards(connection, SEALER, ALL)
         assert await load_tenant(connection, SEALER, tenant) == first
     (loaded,) = first.endpoints
     assert loaded.secrets == (b"n" * 32, b"o" * 32)
     assert (loaded.url, loaded.headers, loaded.mode) == (spec.url, spec.headers, spec.mode)
     assert (loaded.batch, loaded.retry) == (spec.batch, spec.retry)
     assert (loaded.concurrency, loaded.attempt_timeout_seconds) == (9, 1.25)
+    assert loaded.rate_limit == RateLimit(10, 1_500_000, 2)
     (matched,) = first.subscriptions
     assert (matched.endpoint, matched.types, matched.filter_text, matched.filter_ast) == (
         loaded.id,
@@ -105,6 +115,67 @@ async def test_everything_comes_back_as_it_was_given(storage: Database) -> None:
     assert first.event_types == {"x.y"}
     assert (first.tenant.name, first.tenant.config_version) == ("a", 2)
     assert (second.tenant.name, second.endpoints, second.subscriptions) == ("b", (), ())
+
+
+async def test_a_shards_tenants_are_those_that_have_anything_there(storage: Database) -> None:
+    async with storage.transaction() as connection:
+        ids = {name: await new_tenant(connection, name) for name in ("a", "b", "c", "gone")}
+        for name, shards, former in (
+            ("a", [4], []),
+            ("b", [5, 4, 9], []),
+            ("c", [6], [4, 7]),
+            ("gone", [4], []),
+        ):
+            await connection.execute(
+                "UPDATE tenant SET shard = $2, shards = $3, former_shards = $4, frozen = $5"
+                " WHERE id = $1",
+                ids[name],
+                shards[0],
+                shards,
+                former,
+                name == "b",
+            )
+    for name in ("a", "b"):
+        await new_endpoint(storage, ids[name], "e")
+
+    async def names(*shards: int) -> list[str]:
+        async with storage.connection() as connection:
+            return [each.tenant.name for each in await load_shards(connection, SEALER, shards)]
+
+    assert await names(4) == ["a", "b", "c", "gone"]
+    assert await names(9) == ["b"]
+    assert await names(7, 5) == ["b", "c"]
+    assert await names(8) == await names() == []
+    async with storage.connection() as connection:
+        await connection.execute("UPDATE tenant SET deleted_at = now() WHERE id = $1", ids["gone"])
+        loaded = {c.tenant.name: c for c in await load_shards(connection, SEALER, {4})}
+        assert loaded == {name: await load_tenant(connection, SEALER, ids[name]) for name in "abc"}
+    split = loaded["b"].tenant
+    assert (split.shard, split.shards, split.former_shards, split.frozen) == (
+        5,
+        (5, 4, 9),
+        (),
+        True,
+    )
+    moved = loaded["c"].tenant
+    assert (moved.spread, moved.everywhere, moved.frozen) == ((6,), (6, 4, 7), False)
+    # Of others nothing is read.
+    assert [[e.tenant for e in loaded[name].endpoints] for name in "abc"] == [
+        [ids["a"]],
+        [ids["b"]],
+        [],
+    ]
+
+
+async def test_an_endpoint_of_an_earlier_version_has_no_rate_limit(storage: Database) -> None:
+    async with storage.transaction() as connection:
+        tenant = await new_tenant(connection, "a")
+    made = await new_endpoint(storage, tenant, "e", replace(SPEC, rate_limit=RateLimit(5)))
+    async with storage.transaction() as connection:
+        await connection.execute("UPDATE endpoint SET settings = settings - 'rate_limit'")
+        read = await endpoints.get(connection, SEALER, tenant, "e")
+    assert read is not None
+    assert read.spec == replace(made.spec, rate_limit=None)
 
 
 async def test_ended_secrets_are_left_out_and_their_tenants_found(storage: Database) -> None:
@@ -191,14 +262,14 @@ async def test_sealed_value_opens_nowhere_else(storage: Database) -> None:
     async with storage.connection() as connection:
         other_key = Sealer(KeyRing((KeyEncryptionKey.of(os.urandom(32)),)), os.urandom)
         with pytest.raises(UnknownKeyError):
-            _ = await load_all(connection, other_key)
+            _ = await load_shards(connection, other_key, ALL)
         _ = await connection.execute(
             "UPDATE endpoint SET sealed = (SELECT sealed FROM endpoint WHERE id = $1) WHERE id = $2",
             made[0].id,
             made[1].id,
         )
         with pytest.raises(SealBrokenError):
-            _ = await load_all(connection, SEALER)
+            _ = await load_shards(connection, SEALER, ALL)
 
 
 async def test_it_is_known_whether_anything_is_sealed(storage: Database) -> None:
@@ -226,7 +297,8 @@ async def test_thousands_of_rows_load_in_four_statements(storage: Database) -> N
         )
     statements: list[str] = []
     async with storage.connection() as connection:
+        _ = await load_shards(connection, SEALER, ALL)  # the driver asks about smallint[] once
         connection.add_query_logger(lambda record: statements.append(record.query))
-        configurations = await load_all(connection, SEALER)
+        configurations = await load_shards(connection, SEALER, ALL)
     assert len(configurations[0].subscriptions) == 5000
     assert len([text for text in statements if "FROM" in text]) == 4

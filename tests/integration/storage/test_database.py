@@ -197,7 +197,7 @@ async def test_an_unknown_host_is_told_as_such(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_dry_run_and_failed_transactions_leave_nothing(database: postgres.Database) -> None:
-    insert = "INSERT INTO tenant (name, shard) VALUES ('a', 0)"
+    insert = "INSERT INTO tenant (name, shard, shards) VALUES ('a', 0, '{0}')"
     async with Database(database.dsn, node="n", boot=BOOT) as pool:
         async with pool.transaction(dry_run=True) as connection:
             _ = await connection.execute(insert)

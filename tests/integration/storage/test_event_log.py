@@ -93,13 +93,13 @@ async def test_producers_advance_only_forward_and_all_or_none(
 
     await advance(("b", 1, 5, 1), ("a", 1, 5, 1))
     await advance(("a", 1, 5, 3), ("a", 2, 5, 2))
-    assert await event_log.read_producer(connection, "a") == (5, 3)
+    assert await event_log.read_producer(connection, "a") == {1: (5, 3), 2: (5, 2)}
     for behind in (("a", 1, 5, 3), ("a", 1, 5, 2), ("a", 1, 4, 9)):
         with pytest.raises(event_log.ProducerConflict):
             await advance(behind, ("new", 1, 1, 1))
-    assert await event_log.read_producer(connection, "new") is None
+    assert await event_log.read_producer(connection, "new") == {}
     await advance(("a", 2, 6, 1))
-    assert await event_log.read_producer(connection, "a") == (6, 1)
+    assert await event_log.read_producer(connection, "a") == {1: (5, 3), 2: (6, 1)}
 
 
 async def test_a_key_is_found_for_its_tenant_from_a_time_on(
@@ -187,8 +187,20 @@ async def test_the_window_is_what_lies_above_the_checkpoint_less_what_is_settled
     elsewhere = await make_tenant(connection, "elsewhere", shard=6)
     events = [made_event(tenant if i % 2 else other, s, 1, 2) for i, s in enumerate(named)]
     await store(connection, *events, made_event(elsewhere, named[0] + 1, 1))
-    window = await event_log.read_window(connection, [tenant, other], named[1])
+    window = await event_log.read_window(connection, 5, [tenant, other], named[1], 100)
     assert window == [(e.sequence, e.tenant, [1, 2]) for e in events[2:]]
+    page = await event_log.read_window(connection, 5, [tenant, other], named[1], 3)
+    assert page == window[:3]
+    rest = await event_log.read_window(connection, 5, [tenant, other], page[-1][0], 3)
+    assert rest == window[3:]
+    assert await event_log.read_window(connection, 5, [tenant, other], named[-1], 3) == []
+    # A split tenant has events in several shards: each window is its shard's.
+    split = made_event(tenant, named[2] + 1, 3)
+    await store(connection, split)
+    assert await event_log.read_window(connection, 5, [tenant, other], named[1], 100) == window
+    assert await event_log.read_window(connection, 6, [tenant, other], named[1], 100) == [
+        (split.sequence, tenant, [3])
+    ]
     taken = await take(connection)
     await records.write(
         connection,
@@ -219,7 +231,21 @@ async def test_the_window_is_what_lies_above_the_checkpoint_less_what_is_settled
 async def test_deleted_tenants_are_read_too(connection: asyncpg.Connection, tenant: int) -> None:
     gone = await make_tenant(connection, "gone", shard=7)
     await connection.execute("UPDATE tenant SET deleted_at = now() WHERE id = $1", gone)
-    assert sorted(await event_log.read_tenants(connection)) == [(tenant, 5), (gone, 7)]
+    assert sorted(await event_log.read_tenants(connection, [5, 7])) == [(tenant, 5), (gone, 7)]
+    assert await event_log.read_tenants(connection, [7]) == [(gone, 7)]
+
+
+async def test_a_tenant_is_read_for_each_shard_that_holds_something_of_it(
+    connection: asyncpg.Connection, tenant: int
+) -> None:
+    await connection.execute(
+        "UPDATE tenant SET shards = '{5,9,12}', former_shards = '{14}' WHERE id = $1", tenant
+    )
+    assert sorted(await event_log.read_tenants(connection, [9, 12, 13, 14])) == [
+        (tenant, 9),
+        (tenant, 12),
+        (tenant, 14),
+    ]
 
 
 def test_no_text_is_written_as_null() -> None:

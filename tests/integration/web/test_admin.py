@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import stat
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from outrider_server.telemetry.metrics import Metrics
-from outrider_server.web.admin import AdminServer, start_admin, stop_admin
+from outrider_server.web.admin import AdminServer, start_admin, start_admin_socket, stop_admin
 
 
 class Node:
@@ -124,3 +128,27 @@ async def test_stop_frees_the_port_though_a_connection_is_open(node: Node) -> No
     await stop_admin(again)
     writer.close()
     await writer.wait_closed()
+
+
+async def test_a_worker_serves_the_same_on_a_socket_that_only_its_user_may_use(node: Node) -> None:
+    with tempfile.TemporaryDirectory(prefix="outrider-") as folder:
+        path = Path(folder) / "1.sock"
+        with socket.socket(socket.AF_UNIX) as left:  # by a process that was killed
+            left.bind(str(path))
+        server = await start_admin_socket(
+            path, readiness=node.readiness, exposition=node.metrics.exposition
+        )
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        connector = aiohttp.UnixConnector(path=str(path))
+        async with aiohttp.ClientSession("http://worker", connector=connector) as session:
+            assert await get(session, "/healthz") == (200, "ok\n")
+            assert await get(session, "/readyz") == (200, "ready\n")
+            assert (await get(session, "/metrics"))[0] == 200
+        await stop_admin(server)
+
+
+async def test_a_socket_that_cannot_be_is_an_error_at_start(node: Node, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        await start_admin_socket(
+            tmp_path / "missing" / "1.sock", readiness=node.readiness, exposition=None
+        )

@@ -10,13 +10,19 @@ from dataclasses import dataclass, field
 import structlog
 from tests.support.node import until
 
-from outrider_server.domain.endpoint import BatchPolicy, DeliveryMode, Endpoint, RetryPolicy
+from outrider_server.domain.endpoint import (
+    BatchPolicy,
+    DeliveryMode,
+    Endpoint,
+    RateLimit,
+    RetryPolicy,
+)
 from outrider_server.domain.event import EVENT_OVERHEAD_BYTES, Event
 from outrider_server.domain.outcome import AttemptError, Outcome, Verdict
 from outrider_server.domain.sequence import sequence_of
 from outrider_server.domain.subscription import Subscription
 from outrider_server.pipeline.clock import DatabaseClock
-from outrider_server.pipeline.deliver import Deliverer, DeliverLimits
+from outrider_server.pipeline.deliver import TURNS_MAX, Deliverer, DeliverLimits
 from outrider_server.policy.checkpoint import Window
 from outrider_server.policy.lane import Lane
 from outrider_server.policy.obligations import Limits, Obligations
@@ -57,7 +63,19 @@ class Bench:
     counters: DeliverCounters
     now_us: list[int]
     holds: list[bool]
+    steady_us: list[int]
     published: int = 0
+
+    def configure(self, *endpoints: Endpoint) -> None:
+        """These are the endpoints, each with a subscription of the same number."""
+        woken = self.obligations.configure(
+            0, 1, endpoints, [Subscription(e.id, 1, f"s{e.id}", e.id, ("*",)) for e in endpoints]
+        )
+        self.deliverer.wake_all(woken)
+
+    def wake(self) -> None:
+        """Let every lane look whether it may send."""
+        self.deliverer.wake_all(self.obligations.lanes.values())
 
     def publish(self, *subscriptions: int, count: int = 1) -> None:
         woken: set[Lane] = set()
@@ -93,12 +111,9 @@ class Bench:
 async def bench(
     *endpoints: Endpoint, wants: Callable[[Lane], None] = lambda _: None, **limits: int
 ) -> AsyncIterator[Bench]:
-    now_us, holds, sender = [START_US], [True], FakeSender()
+    now_us, holds, steady_us, sender = [START_US], [True], [0], FakeSender()
     obligations = Obligations(Limits())
     obligations.windows[0] = Window(0, 1, 0, 0, 0)
-    obligations.configure(
-        1, endpoints, [Subscription(e.id, 1, f"s{e.id}", e.id, ("*",)) for e in endpoints]
-    )
     counters = DeliverCounters()
     async with asyncio.TaskGroup() as tasks:
         deliverer = Deliverer(
@@ -112,8 +127,10 @@ async def bench(
             counters=counters,
             log=PipelineLog(clock=lambda: 0.0, counters=TelemetryCounters(), lines_per_second=1000),
             tasks=tasks,
+            steady_us=lambda: steady_us[0],
         )
-        made = Bench(sender, obligations, deliverer, counters, now_us, holds)
+        made = Bench(sender, obligations, deliverer, counters, now_us, holds, steady_us)
+        made.configure(*endpoints)
         try:
             with structlog.testing.capture_logs():
                 yield made
@@ -231,3 +248,64 @@ async def test_quiet_comes_when_the_last_request_has_ended() -> None:
         b.answer()
         await asyncio.wait_for(quiet, 5)
         assert len(b.sender.requests) == 2
+
+
+PER_MS = RateLimit(1000, 1_000_000)
+
+
+async def test_an_endpoint_with_a_rate_limit_is_called_at_its_pace() -> None:
+    async with bench(endpoint(1, rate_limit=PER_MS)) as b:
+        b.publish(1, count=3)
+        for sent in range(3):
+            b.steady_us[0] += 999
+            b.wake()
+            await b.started(sent)
+            b.steady_us[0] += 1
+            await b.started(sent + 1)
+
+
+async def test_a_step_of_the_databases_clock_lets_nothing_more_through() -> None:
+    async with bench(endpoint(1, rate_limit=PER_MS)) as b:
+        b.publish(1, count=3)
+        b.steady_us[0] += 1000
+        await b.started(1)
+        b.now_us[0] += 3_600_000_000
+        b.wake()
+        await b.started(1)
+
+
+async def test_a_batch_counts_as_one_request() -> None:
+    policy = BatchPolicy(events_max=3, linger_ms=1000)
+    batched = endpoint(1, mode=DeliveryMode.BATCH, batch=policy, rate_limit=PER_MS)
+    async with bench(batched) as b:
+        b.publish(1, count=6)
+        b.steady_us[0] += 1000
+        b.wake()
+        await b.started(1)
+        b.steady_us[0] += 1000
+        await b.started(2)
+        assert [body.count(b'"id"') for _, _, body in b.sender.requests] == [3, 3]
+
+
+async def test_endpoints_that_wait_for_their_pace_take_no_turn_from_others() -> None:
+    paced = [endpoint(n, rate_limit=RateLimit(1)) for n in range(3, 3 + 2 * TURNS_MAX)]
+    async with bench(endpoint(1), endpoint(2), *paced, requests_in_flight_max=1) as b:
+        b.publish(1)
+        await b.started(1)
+        for each in paced:
+            b.publish(each.id)
+        b.publish(2)
+        await b.started(1)
+        b.answer()
+        await b.started(2)
+        assert b.sender.requests[-1][0] == 2
+
+
+async def test_a_limit_that_is_raised_holds_from_then_on() -> None:
+    """The timer that waits for the old one is far away."""
+    async with bench(endpoint(1, rate_limit=RateLimit(1, 86_400_000_000))) as b:
+        b.publish(1)
+        await b.started(0)
+        b.configure(endpoint(1, rate_limit=PER_MS))
+        b.steady_us[0] += 1000
+        await b.started(1)

@@ -143,25 +143,28 @@ def test_what_is_a_payload_is_parsed(data: bytes) -> None:
 
 
 async def test_a_refused_event_costs_the_others_nothing() -> None:
-    events = [made(b"1"), made(b"{"), made(b"2"), made(b"3"), made(type="other")]
+    events = [made(b"1"), made(b"{"), made(b"2"), made(b"x" * 101), made(type="other")]
     counted, matched = IngestCounters(), MatchCounters()
     refusals = await check_and_match(
         events,
-        [entry(), entry(), None, entry(), entry()],
-        {3},
-        EventChecker(IngestLimits()),
+        [entry() for _ in events],
+        [0, 2, 5, 6, 9],  # a portion: the events between them live elsewhere
+        EventChecker(IngestLimits(event_bytes_max=100)),
         counted,
         matched,
         lambda: 0.0,
     )
     assert [(r.index, r.reason) for r in refusals] == [
-        (1, "PAYLOAD_NOT_JSON"),
-        (2, "UNKNOWN_TENANT"),
+        (2, "PAYLOAD_NOT_JSON"),
+        (6, "PAYLOAD_TOO_LARGE"),
     ]
-    assert [e.targets for e in events] == [(7,), (), (), (), ()]
-    assert [e.config_version for e in events] == [3, 0, 0, 0, 3]
-    assert (matched.events, matched.targets, matched.unmatched) == (2, 1, 1)
-    assert counted.events_refused.counts == {("PAYLOAD_NOT_JSON",): 1, ("UNKNOWN_TENANT",): 1}
+    assert [e.targets for e in events] == [(7,), (), (7,), (), ()]
+    assert [e.config_version for e in events] == [3, 0, 3, 0, 3]
+    assert (matched.events, matched.targets, matched.unmatched) == (3, 2, 1)
+    assert counted.events_refused.counts == {
+        ("PAYLOAD_NOT_JSON",): 1,
+        ("PAYLOAD_TOO_LARGE",): 1,
+    }
 
 
 async def test_long_work_gives_way_every_two_milliseconds() -> None:
@@ -182,7 +185,7 @@ async def test_long_work_gives_way_every_two_milliseconds() -> None:
     await check_and_match(
         events,
         [of] * 100,
-        (),
+        range(100),
         EventChecker(IngestLimits()),
         IngestCounters(),
         MatchCounters(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 
 import pytest
 
 from outrider_server.domain.delivery import Delivery, DeliveryState, OwedRow
-from outrider_server.domain.endpoint import BatchPolicy, DeliveryMode, Endpoint
+from outrider_server.domain.endpoint import BatchPolicy, DeliveryMode, Endpoint, RateLimit
 from outrider_server.domain.event import Event
 from outrider_server.domain.sequence import sequence_of
 from outrider_server.policy.lane import Lane
@@ -194,3 +195,48 @@ def test_retries_are_wanted_when_due() -> None:
     lane.retry_us = 50
     assert not lane.wants_catch_up(49)
     assert lane.wants_catch_up(50)
+
+
+def test_an_endpoint_without_a_rate_limit_has_no_limiter() -> None:
+    lane = lane_of(SINGLE)
+    assert lane.limiter is None
+    assert not lane.configure(SINGLE)
+    assert lane.limiter is None
+
+
+def test_the_limiter_stays_as_long_as_the_limit_does() -> None:
+    limited = replace(SINGLE, rate_limit=RateLimit(60))
+    lane = lane_of(limited)
+    assert lane.limiter is not None
+    assert lane.limiter.ready_in_us(0) == 1_000_000
+    assert lane.configure(replace(limited, rate_limit=RateLimit(60), url="http://new"))
+    assert lane.endpoint.url == "http://new"
+    assert lane.limiter.ready_in_us(400_000) == 600_000
+    lane.limiter.take(1_000_000)
+    assert lane.limiter.ready_in_us(1_000_000) == 1_000_000
+
+
+def test_another_limit_begins_with_its_burst_used_up() -> None:
+    lane = lane_of(replace(SINGLE, rate_limit=RateLimit(60, burst=5)))
+    assert lane.limiter is not None
+    lane.limiter.ready_in_us(0)
+    assert lane.limiter.ready_in_us(10_000_000) == 0
+    assert lane.configure(replace(SINGLE, rate_limit=RateLimit(120, burst=5)))
+    assert lane.limiter.ready_in_us(10_000_000) == 500_000
+    assert lane.configure(SINGLE)
+    assert lane.limiter is None
+
+
+def test_lanes_that_divide_an_endpoint_have_a_part_of_its_limits() -> None:
+    endpoint = replace(SINGLE, concurrency=7, rate_limit=RateLimit(60, burst=4))
+    lane = lane_of(endpoint)
+    assert lane.concurrency == 7
+    assert lane.configure(endpoint, 2)
+    assert not lane.configure(endpoint, 2)
+    assert lane.concurrency == 3
+    assert lane.limiter is not None
+    assert lane.limiter.ready_in_us(0) == 2_000_000
+    assert lane.configure(endpoint, 16)
+    assert lane.concurrency == 1
+    assert lane.configure(replace(endpoint, concurrency=48), 16)
+    assert lane.concurrency == 3

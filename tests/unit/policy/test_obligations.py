@@ -55,12 +55,12 @@ class Node:
         self.us = NOW_US
         self.configure()
         self.machine.windows[SHARD] = Window(SHARD, 1, 0, 0, 0)
-        self.one = self.machine.lanes[1]
-        self.two = self.machine.lanes[2]
+        self.one = self.machine.lanes[SHARD, 1]
+        self.two = self.machine.lanes[SHARD, 2]
 
     def configure(self) -> list[Lane]:
         return self.machine.configure(
-            1, list(self.endpoints.values()), list(self.subscriptions.values())
+            SHARD, 1, list(self.endpoints.values()), list(self.subscriptions.values())
         )
 
     def pause(self, subscription: Subscription, *, paused: bool = True) -> list[Lane]:
@@ -708,7 +708,7 @@ def test_a_paused_subscriptions_rows_are_given_up_once_they_are_written() -> Non
     assert node.one.rows, "a record has to shrink it first"
     node.record()
     assert not node.one.rows, "or retention could never end it"
-    assert node.machine.routes[A.id].backlog == 1
+    assert node.machine.routes[SHARD, A.id].backlog == 1
 
 
 def test_a_paused_subscription_does_not_hold_back_its_neighbours_on_the_lane() -> None:
@@ -805,7 +805,7 @@ def test_claimed_deliveries_of_a_deleted_subscription_are_cancelled_wherever_the
 def test_the_rows_of_a_deleted_subscription_are_cancelled_by_pages_and_once() -> None:
     node, sequences = overflowing(owed=2)
     node.delete(A)
-    assert node.machine.deleted() == [A.id]
+    assert node.machine.deleted() == [(SHARD, A.id)]
     look = node.machine.look()
     assert node.machine.end_rows(look, node.found()[:1], expired_below=None) == 1
     plan = node.plan()
@@ -817,7 +817,7 @@ def test_the_rows_of_a_deleted_subscription_are_cancelled_by_pages_and_once() ->
     assert cancelled(plan) + cancelled(node.record()) == sequences
     look = node.machine.look()
     assert node.found() == []
-    node.machine.cancelled_all(A.id, look)
+    node.machine.cancelled_all(SHARD, A.id, look)
     assert node.machine.deleted() == []
 
 
@@ -831,8 +831,8 @@ def test_a_row_written_while_somebody_looks_makes_them_look_again() -> None:
     assert node.found() == []
     node.write(plan)
     node.machine.recorded(plan)
-    node.machine.cancelled_all(A.id, look)
-    assert node.machine.deleted() == [A.id]
+    node.machine.cancelled_all(SHARD, A.id, look)
+    assert node.machine.deleted() == [(SHARD, A.id)]
 
 
 def test_events_for_a_deleted_subscription_are_cancelled_at_their_commit() -> None:
@@ -919,7 +919,7 @@ def test_a_start_counts_the_rows_that_stand_and_looks_for_retries() -> None:
     (first,) = sequences_at(0)
     row = OwedInsert(SHARD, 5, 1, A.id, (first,), 2, 0, Cause.LANE_FULL)
     node = Node(rows=[row])
-    node.machine.restore_owed(A.id, 1, 1, NOW_US + 50)
+    node.machine.restore_owed(SHARD, A.id, 1, 1, NOW_US + 50)
     assert (node.one.backlog, node.one.retry_us) == (1, NOW_US + 50)
     node.claim(node.one)
     node.load(node.one)
@@ -931,8 +931,8 @@ def test_rows_of_a_subscription_deleted_before_the_start_are_looked_for_and_ende
     (first,) = sequences_at(0)
     row = OwedInsert(SHARD, 5, 1, 99, (first,), 0, 0, Cause.LANE_FULL)
     node = Node(rows=[row])
-    node.machine.restore_owed(99, 1, 1, None)
-    assert node.machine.deleted() == [99]
+    node.machine.restore_owed(SHARD, 99, 1, 1, None)
+    assert node.machine.deleted() == [(SHARD, 99)]
     assert node.machine.end_rows(node.machine.look(), node.found(), expired_below=None) == 1
     plan = node.plan()
     assert node.machine.end_rows(node.machine.look(), node.found(), expired_below=None) == 0

@@ -16,10 +16,11 @@ WITH sums AS (
     SELECT tenant, sum(cardinality(sequences))::bigint AS owed FROM owed GROUP BY tenant
 ), open AS (
     SELECT event.tenant, event.sequence, target.subscription
-    FROM tenant JOIN shard USING (shard)
+    FROM tenant CROSS JOIN LATERAL unnest(tenant.shards || tenant.former_shards) AS home (shard)
+        JOIN shard ON shard.shard = home.shard
         -- OFFSET 0 keeps the planner from reading every event: the window is found by the primary key.
         CROSS JOIN LATERAL (
-            SELECT * FROM event WHERE event.tenant = tenant.id AND event.sequence > shard.checkpoint OFFSET 0
+            SELECT * FROM event WHERE event.tenant = tenant.id AND event.shard = shard.shard AND event.sequence > shard.checkpoint OFFSET 0
         ) AS event,
         unnest(event.targets) AS target (subscription)
 ), window_open AS (

@@ -1,2 +1,2 @@
--- The names of the event types to configure, of all tenants or of one. Locks: none.
-SELECT tenant, name FROM event_type WHERE $1::integer IS NULL OR tenant = $1
+-- The names of the event types to configure, of these tenants. Locks: none.
+SELECT tenant, name FROM event_type WHERE tenant = ANY($1::integer[])

@@ -1,14 +1,9 @@
-"""The supervisor of the embedded Postgres: starts it, starts it again when it dies, stops it last. Imports no gRPC.
-
-Before that it looks whether what comes after could start at all, and beside a server it only finds the one that runs.
-"""
+"""The embedded Postgres under a service: started first, started again when it dies, stopped last."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -17,39 +12,9 @@ import structlog
 from outrider_server.embedded.errors import StateFolderInUse
 from outrider_server.embedded.launcher import EmbeddedPostgres
 from outrider_server.embedded.running import find_running
-from outrider_server.settings import Settings, split_address
+from outrider_server.settings import Settings
 
 RESTART_SECONDS = 0.2
-
-
-class AddressUnusable(Exception):
-    """Nothing can listen on a configured address; the message says what to do."""
-
-
-def require_free(address: str, knob: str) -> None:
-    """AddressUnusable where somebody listens on `address` already, or this host does not have it.
-
-    Another may still take it before the server does; it is asked to save the start of a database in the usual case.
-    """
-    host, port = split_address(address)
-    if port == 0:
-        return
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As servers do: connections of an earlier run that linger do not count.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-            probe.listen(1)
-    except OSError as error:
-        # Name look-ups have numbers of their own, below zero.
-        number = error.errno or 0
-        why = os.strerror(number).lower() if number > 0 else error.strerror or str(error)
-        raise AddressUnusable(
-            f"Cannot listen on {address} ({why}): stop what uses that port, or choose another address with {knob}."
-        ) from None
 
 
 @contextlib.asynccontextmanager
