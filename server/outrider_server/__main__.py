@@ -82,6 +82,10 @@ def _command(options: argparse.Namespace, settings: Settings) -> Coroutine[Any, 
             return _create_admin_key(settings, options.name)
         case "balance":
             return _balance(settings)
+        case "nodes":
+            return _nodes(settings, shards=options.shards)
+        case "let-go":
+            return _let_go(settings, options.shard)
         case _:
             from outrider_server.demo import run_demo
 
@@ -120,6 +124,17 @@ def _parser() -> argparse.ArgumentParser:
     command("migrate", "Bring the database's schema up to date.")
     command("config", "Print the effective configuration, secrets redacted.")
     command("balance", "Print per tenant what matched and what became of it.")
+    nodes = command(
+        "nodes", "Print the nodes and what they hold: shards, windows, deliveries owed, lag."
+    )
+    nodes.add_argument("--shards", action="store_true", help="a line for each of the 64 shards")
+    let_go = command(
+        "let-go",
+        "Send what a shard held back after its owners had crashed over it again and again.",
+    )
+    let_go.add_argument(
+        "--shard", type=int, choices=range(64), metavar="0..63", help="only this one (default: all)"
+    )
     create = command("create-admin-key", "Make a system admin's API key and print it once.")
     create.add_argument("--name", default="", help="the key's id; chosen if not given")
     demo = command(
@@ -272,6 +287,27 @@ async def _balance(settings: Settings) -> None:
         )
     if not all(row.holds() for row in rows):
         raise SystemExit(1)
+
+
+async def _nodes(settings: Settings, *, shards: bool) -> None:
+    from outrider_server.storage import holdings
+    from outrider_server.upkeep import holdings_table
+
+    async with _database_for_command(settings) as connection:
+        nodes, held = await holdings.read(connection)
+    lines = holdings_table.by_shard(held) if shards else holdings_table.by_node(nodes, held)
+    print("\n".join(lines))
+
+
+async def _let_go(settings: Settings, shard: int | None) -> None:
+    from outrider_server.storage.shards import let_go
+
+    async with _database_for_command(settings) as connection:
+        found = await let_go(connection, shard)
+    if not found:
+        print("nothing is held back" if shard is None else f"shard {shard} holds nothing back")
+        raise SystemExit(1)
+    print("\n".join(f"shard {each} is sent again" for each in found))
 
 
 @contextlib.asynccontextmanager

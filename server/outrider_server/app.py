@@ -563,9 +563,29 @@ class Node:
             await asyncio.sleep(CHANGES_CHECK_SECONDS)
             if self._unsettled_since and time.monotonic() > self._unsettled_since + SETTLE_SECONDS:
                 self._settle_memory()
+            with contextlib.suppress(OutriderError):
+                await self._look_at_split_tenants()
             for tenant in list(self._changed_unread):
                 self._changed_unread.discard(tenant)
                 await self._read_again(tenant)
+
+    async def _look_at_split_tenants(self) -> None:
+        """A split tenant's configuration is changed at its home; the owners of its other shards learn of it here."""
+        tenure = self._admission.tenure
+        if tenure is None:
+            return
+        async with self._database.connection() as connection:
+            versions = await tenants.find_split(connection, tenure.obligations.windows)
+        for tenant, version in versions.items():
+            entry = self._directory.by_id.get(tenant)
+            if entry is None or entry.version != version:
+                self._changed_unread.add(tenant)
+        gone = [
+            entry.id
+            for entry in self._directory.by_id.values()
+            if len(entry.everywhere) > 1 and entry.id not in versions
+        ]
+        self._changed_unread.update(gone)
 
     async def _read_again(self, tenant: int) -> None:
         """A tenant that cannot be read keeps what it had, is tried again, and costs no other tenant anything."""

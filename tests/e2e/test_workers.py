@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -37,15 +38,21 @@ async def page(running: Service, path: str) -> tuple[int, str]:
         return response.status, await response.text()
 
 
+async def all_ready(running: Service) -> None:
+    """Until both workers say that they are ready."""
+    lines: list[str] = []
+    while [line.endswith(" ready") for line in lines] != [True, True]:
+        assert running.running, running.tail()
+        _, text = await page(running, "/readyz")
+        lines = text.splitlines()
+        await asyncio.sleep(0.05)
+
+
 async def up(running: Service) -> dict[str, list[int]]:
     """Start it, and wait until it is ready and both workers answer."""
     running.start()
     await running.ready(60)
-    answering: list[str] = []
-    while len(answering) < 2:
-        assert running.running, running.tail()
-        _, text = await page(running, "/readyz")
-        answering = [line for line in text.splitlines() if "answer" not in line]
+    await all_ready(running)
     return started(running)
 
 
@@ -76,7 +83,7 @@ async def test_a_killed_worker_is_started_again_and_a_stop_drains_all(
         )
         (ended,) = (json.loads(line) for line in running.lines('"worker.ended"'))
         assert (ended["node"], ended["signal"]) == (victim, "SIGKILL")
-        await running.ready(60)
+        await all_ready(running)
         assert (await page(running, "/healthz"))[0] == 200
         _, text = await page(running, "/metrics")
         assert f'outrider_worker_restarts_total{{node="{victim}"}} 1.0' in text

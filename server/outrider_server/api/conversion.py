@@ -213,6 +213,7 @@ def tenant_message(stored: StoredTenant) -> tenant_pb2.Tenant:
         display_name=stored.tenant.display_name,
         strict_types=stored.tenant.strict_types,
         shard=stored.tenant.shard,
+        shards=len(stored.tenant.spread),
         create_time=timestamp_of(stored.created_at),
         update_time=timestamp_of(stored.updated_at),
         etag=etag(stored.created_at, stored.version),

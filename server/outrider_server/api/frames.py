@@ -152,7 +152,7 @@ class FrameReader:
                 shard = shard_for(home.shards, message.key, message.idempotency_key, data)
                 here = self._holds(shard)
             if not here or entry is None:
-                self._place(split, shard, index, name)
+                self._place(split, shard, index, name if len(home.shards) == 1 else None)
                 continue
             event = Event(
                 entry.id,
@@ -175,7 +175,7 @@ class FrameReader:
             shards.add(shard)
         return split
 
-    def _place(self, split: Split, shard: int, index: int, tenant: str) -> None:
+    def _place(self, split: Split, shard: int, index: int, tenant: str | None) -> None:
         address = self._homes.address_of(shard)
         if address is None:
             split.homeless.add(shard)
@@ -183,7 +183,8 @@ class FrameReader:
         part = split.elsewhere.setdefault(address, Elsewhere())
         part.places.append(index)
         part.shards.add(shard)
-        part.tenants.add(tenant)
+        if tenant is not None:  # a split tenant has no home that would save a detour
+            part.tenants.add(tenant)
 
     def _place_empty(self, split: Split, shard: int) -> None:
         if self._holds(shard):

@@ -18,6 +18,7 @@ from outrider_server.access.policy import require_tenant
 from outrider_server.api import names
 from outrider_server.api.interceptors import current_caller
 from outrider_server.domain.errors import NotFound, Unavailable
+from outrider_server.domain.sequence import SHARD_COUNT
 from outrider_server.domain.tenant import Tenant
 from outrider_server.storage import shards, tenants
 from outrider_server.storage.database import Connection, Database
@@ -71,6 +72,10 @@ class Tenancy:
         self._database = database
         self._changed = changed
         self._epoch = epoch
+
+    def held(self) -> list[int]:
+        """The shards that this node holds."""
+        return [shard for shard in range(SHARD_COUNT) if self._epoch(shard) is not None]
 
     @property
     def database(self) -> Database:

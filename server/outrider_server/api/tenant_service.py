@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from google.protobuf.empty_pb2 import Empty
 from typing_extensions import override
 
@@ -14,13 +16,14 @@ from outrider_server.api.errors import ServicerContext
 from outrider_server.api.tenancy import Tenancy
 from outrider_server.api.validation import check, etag, invalid
 from outrider_server.domain.errors import AlreadyExists, FailedPrecondition, Unavailable
-from outrider_server.domain.sequence import SHARD_COUNT
 from outrider_server.storage import endpoints, tenants
 from outrider_server.storage.tenants import StoredTenant
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TenantService"].full_name
 
-CHANGEABLE = ("display_name", "strict_types")
+SPREAD_SECONDS_MAX = 10.0
+SPREAD_POLL_SECONDS = 0.1
+CHANGEABLE = ("display_name", "strict_types", "shards")
 
 
 class TenantService(tenant_service_pb2_grpc.TenantServiceServicer):
@@ -38,7 +41,7 @@ class TenantService(tenant_service_pb2_grpc.TenantServiceServicer):
         check(request)
         name = names.given_or_chosen(request.tenant_id, "tenant_id", self._random)
         async with self._tenancy.work(dry_run=request.validate_only) as work:
-            held = [shard for shard in range(SHARD_COUNT) if work.epoch(shard) is not None]
+            held = self._tenancy.held()
             if not held:
                 raise Unavailable(
                     "NOT_READY", "this node holds no shard yet", retry_after_seconds=1.0
@@ -101,7 +104,35 @@ class TenantService(tenant_service_pb2_grpc.TenantServiceServicer):
                 message.display_name,
                 strict_types=message.strict_types,
             )
+        shards = message.shards or 1
+        if shards != len(updated.tenant.spread) and not request.validate_only:
+            updated = await self._spread(name, shards)
         return tenant_message(updated)
+
+    async def _spread(self, name: str, shards: int) -> StoredTenant:
+        """Spread a tenant over so many shards, once nothing of it waits; meanwhile nothing of it is taken in."""
+        async with self._tenancy.change(name) as change:
+            await tenants.freeze(change.connection, change.locked.id, frozen=True)
+        try:
+            async with asyncio.timeout(SPREAD_SECONDS_MAX):
+                while True:
+                    async with self._tenancy.change(name) as change:
+                        spread = await tenants.spread(
+                            change.connection, change.locked, shards, self._tenancy.held()
+                        )
+                    if isinstance(spread, StoredTenant):
+                        return spread
+                    await asyncio.sleep(SPREAD_POLL_SECONDS)
+        except BaseException as error:
+            async with self._tenancy.change(name) as change:
+                await tenants.freeze(change.connection, change.locked.id, frozen=False)
+            if isinstance(error, TimeoutError):
+                raise FailedPrecondition(
+                    "WRONG_STATE",
+                    f"{names.tenant_name(name)} still has deliveries waiting after {SPREAD_SECONDS_MAX:g} s; pause the "
+                    "endpoints that do not take them, then try again",
+                ) from None
+            raise
 
     @override
     async def DeleteTenant(

@@ -13,7 +13,8 @@ class Tenant:
     """Whose data it is. `id` is internal, `name` the last part of `tenants/{tenant}`.
 
     `shard` is its home, the first of `shards`, which its events are spread over by their keys (empty: only the home).
-    `former_shards` may still hold owed deliveries of it. `frozen`: nothing is taken in while its shards change.
+    `former_shards` may still hold owed deliveries of it. `frozen`: nothing is taken in while its shards change; `spread_us`:
+    when they last did, in microseconds since 1970, 0 for never.
     """
 
     id: int
@@ -25,6 +26,7 @@ class Tenant:
     shards: tuple[int, ...] = ()
     former_shards: tuple[int, ...] = ()
     frozen: bool = False
+    spread_us: int = 0
 
     @property
     def spread(self) -> tuple[int, ...]:

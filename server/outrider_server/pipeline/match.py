@@ -32,6 +32,7 @@ class TenantEntry:
         "name",
         "shard",
         "shards",
+        "spread_us",
         "strict",
         "version",
     )
@@ -45,6 +46,7 @@ class TenantEntry:
         self.shards = tenant.spread
         self.everywhere = tenant.everywhere
         self.frozen = tenant.frozen
+        self.spread_us = tenant.spread_us
         self.strict = tenant.strict_types
         self.version = tenant.config_version
         self.event_types = configuration.event_types

@@ -42,6 +42,10 @@ class GroupLimits:
     idempotency_hours: int = 24
 
 
+FRAME_ANSWER_SECONDS = 86_400
+"""How long what frames were answered with is known (see `upkeep.prune`)."""
+
+
 class Session:
     """What this node knows of a producer: per shard its latest session and the last durable frame of that.
 
@@ -144,8 +148,11 @@ class PendingFrame:
 
     def leave_out(self, shards: set[int]) -> None:
         """Drop the events of these shards: they are durable."""
-        gone = self.places_in(shards)
         self.shards = self.shards - shards
+        self.drop(self.places_in(shards))
+
+    def drop(self, gone: set[int]) -> None:
+        """Drop the events at these places: they are durable, in other shards."""
         self._keep(lambda _, place: place not in gone)
         self.refusals = [refusal for refusal in self.refusals if refusal.index not in gone]
 
@@ -377,11 +384,53 @@ class Persister:
                     _answer(frame, frame.earlier)
                     continue
                 frame.leave_out(durable)
+            # Only what comes first to a shard may come again from before.
+            if 0 in frame.portion.previous.values() and any(map(self._was_spread, frame.entries)):
+                await self._leave_out_spread(connection, frame)
             firsts[session, frame.session_number, frame.number] = frame
             for shard in frame.shards:
                 reach[session, shard] = (frame.session_number, frame.number)
             fresh.append(frame)
         return fresh, again
+
+    def _was_spread(self, entry: TenantEntry) -> bool:
+        """Whether a frame that comes again may have been stored in other shards than its events go to now."""
+        return bool(entry.spread_us) and (
+            self._clock.now_us() - entry.spread_us < FRAME_ANSWER_SECONDS * 1_000_000
+        )
+
+    async def _leave_out_spread(self, connection: Connection, frame: PendingFrame) -> None:
+        """Leave out the events of tenants that were spread anew since the frame came first, and are durable."""
+        session = frame.session
+        assert session is not None
+        known = await event_log.read_frames(
+            connection, session.producer, frame.session_number, [frame.number]
+        )
+        found = known.get(frame.number)
+        if found is None:
+            return
+        gone: set[int] = set()
+        portion = frame.portion
+        ranges = []
+        for name, first, count in found.ranges:
+            of_tenant = [
+                place
+                for place, entry in zip(portion.places, portion.entries, strict=True)
+                if entry.name == name and self._was_spread(entry)
+            ]
+            if (
+                of_tenant
+            ):  # a range was given while the tenant lived in one shard, so it is all of its events
+                gone.update(of_tenant)
+                ranges.append((name, first, count))
+        singles = [item for item in found.singles if item[0] in portion.places]
+        gone.update(place for place, _ in singles)
+        if gone:
+            duplicates = [item for item in found.duplicates if item[0] in gone]
+            refusals = [refusal for refusal in found.refusals if refusal.index in gone]
+            frame.drop(gone)
+            answer = FrameResult(ranges, refusals, duplicates, singles, duplicate=True)
+            frame.earlier = answer if frame.earlier is None else frame.earlier.joined(answer)
 
     async def _answer_of(
         self, connection: Connection, frame: PendingFrame, shards: set[int]

@@ -151,21 +151,21 @@ class Tenure:
         connection: Connection,
         taken: Collection[TakenShard],
         load: Callable[[Collection[int]], Awaitable[list[TenantConfiguration]]],
-    ) -> None:
+    ) -> list[int]:
         """Take up shards that were taken over: read what the log says is open and owed of them, then let events in.
 
         `load` reads the configuration, after the epochs were raised: nobody can change it unseen any more. The one way
-        for a start, a takeover and a hand-off.
+        for a start, a takeover and a hand-off. Returns the shards of which something waits for a person.
         """
         adoption = Adoption(self, connection)
         async with self._moving:
             await adoption.configure(taken, await load({each.shard for each in taken}))
-            for each in taken:
-                await adoption.restore(each)
+            held_back = [each.shard for each in taken if await adoption.restore(each)]
             await self.recorder.record()
             for each in taken:
                 self.obligations.windows[each.shard].open = True
             self.catch_up.start({each.shard for each in taken})
+        return held_back
 
     async def release(
         self,
@@ -184,7 +184,7 @@ class Tenure:
             window = self.obligations.windows[shard]
             self.obligations.pause_shard(shard)
             until = self.parts.monotonic() + seconds_max
-            while self.obligations.in_flight_of(shard):  # noqa: ASYNC110 - a rare move; nothing else needs an event
+            while self.obligations.in_flight_of(shard):
                 if self.parts.monotonic() >= until:
                     if not forced:
                         self._keep(shard)
@@ -192,7 +192,7 @@ class Tenure:
                     break
                 await asyncio.sleep(MOVE_POLL_SECONDS)
             window.open = False
-            while self.persister.concerns(shard):
+            while self.persister.concerns(shard):  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(MOVE_POLL_SECONDS)
             until = max(until, self.parts.monotonic() + RECORD_SECONDS_MAX)
             while not await self.recorder.forget(shard):
@@ -386,21 +386,23 @@ class Adoption:
                 # Deleted: what it is still owed is cancelled, not forgotten.
                 tenure.obligations.configure(shard, tenant_id, (), ())
 
-    async def restore(self, taken: TakenShard) -> None:
-        """The window of a shard, page by page, and what it owes."""
+    async def restore(self, taken: TakenShard) -> bool:
+        """The window of a shard, page by page, and what it owes. Returns whether any of it is held back."""
         obligations = self._tenure.obligations
         shard, connection = taken.shard, self._connection
         window = Window(shard, taken.epoch, taken.checkpoint, taken.record_no, taken.checkpoint)
         window.open = False
+        held_back = False
         # Counted first: records that are written meanwhile add to it.
         for counted in await owed.count(connection, [shard]):
+            held_back |= taken.held_back
             obligations.restore_owed(
                 shard, counted.subscription, counted.tenant, counted.backlog, counted.retry_us
             )
         obligations.restore_window(window, (), set())
         tenants = self._tenants[shard]
         if not tenants:
-            return
+            return held_back
         settled: set[tuple[int, int]] | None = None
         pages = event_log.read_window(connection, shard, tenants, taken.checkpoint)
         async with aclosing(pages):
@@ -408,11 +410,13 @@ class Adoption:
                 if settled is None:
                     settled = await event_log.read_settled(connection, shard, page[0][0])
                 for start in range(0, len(page), WINDOW_SLICE_EVENTS):
-                    obligations.restore_window(
+                    owing = obligations.restore_window(
                         window,
                         page[start : start + WINDOW_SLICE_EVENTS],
                         settled,
                         held_back=taken.held_back,
                     )
+                    held_back |= taken.held_back and owing
                     await asyncio.sleep(0)
                 window.clock.known(page[-1][0])
+        return held_back

@@ -791,6 +791,8 @@ class Obligations:
         does what has no room, or would overtake what went back to its row or became owed during the reading.
         """
         lane.loading -= len(loading)
+        if self.lanes.get((lane.shard, lane.endpoint.id)) is not lane:
+            return  # handed off by force meanwhile
         lowest = min((row.waiting[-1] for row in lane.waiting_rows if not row.retry), default=None)
         for item in loading:
             row = item.row
@@ -1126,7 +1128,7 @@ class Obligations:
         settled: set[tuple[int, int]],
         *,
         held_back: bool = False,
-    ) -> None:
+    ) -> bool:
         """Take a shard over, after its tenants were configured and `restore_owed`.
 
         `events` are (sequence, tenant, targets) above the checkpoint in sequence order, `settled` the (sequence,
@@ -1135,11 +1137,12 @@ class Obligations:
 
         What is left becomes owed in the next record, so a start needs no memory for payloads and moves the checkpoint
         to the end of the window at once; the lanes then catch up like after any other backlog. `held_back`: it waits
-        until a person lets it go.
+        until a person lets it go. Returns whether any of it is still owed.
         """
         self.windows[window.shard] = window
         due_us = HELD_BACK_US if held_back else 0
         cause = Cause.HELD_BACK if held_back else Cause.RECOVERED
+        owing = False
         for sequence, tenant, targets in events:
             event = Event(
                 tenant, "", b"", 0, sequence=sequence, targets=tuple(targets), deliveries=()
@@ -1154,6 +1157,8 @@ class Obligations:
                     if route is not None and route.active and not held_back:
                         _lane_of(route).owing = True  # new events come after these
                     self._owe(window.shard, tenant, subscription, 0, due_us, cause, sequence)
+                    owing = True
+        return owing
 
     def restore_owed(
         self, shard: int, subscription: int, tenant: int, backlog: int, retry_us: int | None

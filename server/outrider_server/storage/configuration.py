@@ -84,6 +84,7 @@ async def _load(
                     shards=tuple(row["shards"]),
                     former_shards=tuple(row["former_shards"]),
                     frozen=row["frozen"],
+                    spread_us=0 if row["spread_at"] is None else microseconds(row["spread_at"]),
                     strict_types=row["strict_types"],
                     config_version=row["config_version"],
                     display_name=row["display_name"],

@@ -174,6 +174,11 @@ async def take(
     ]
 
 
+async def mark_held_back(connection: Connection, held_back: list[int]) -> None:
+    """Note that something of these shards waits for a person."""
+    await connection.execute(load("mark_held_back"), held_back)
+
+
 async def renew_lease(
     connection: Connection,
     node: str,
@@ -215,13 +220,13 @@ async def end(connection: Connection, node: str, boot: str) -> None:
     await connection.execute("SELECT pg_notify($1, '')", CHANNEL)
 
 
-async def let_go(connection: Connection, shard: int) -> bool:
-    """Let what a shard holds back be sent. Its owner takes it anew. False where nothing is held back."""
+async def let_go(connection: Connection, shard: int | None = None) -> list[int]:
+    """Let what a shard (None: any) holds back be sent; its owner takes it anew. Returns those that held something back."""
     async with connection.transaction():
-        held_back = await connection.fetchval("SELECT held_back FROM shard WHERE shard = $1", shard)
-        if not held_back:
-            return False
-        await connection.execute(load("lock_shards"), [shard])
-        await connection.execute(load("let_go"), shard, HELD_BACK_US)
-        await connection.execute(load("raise_epoch"), shard)
-    return True
+        rows = await connection.fetch(load("find_held_back"), shard)
+        held_back = [row["shard"] for row in rows]
+        if held_back:
+            await connection.execute(load("lock_shards"), held_back)
+            await connection.execute(load("let_go"), held_back, HELD_BACK_US)
+            await connection.execute(load("raise_epochs"), held_back)
+    return held_back

@@ -114,6 +114,43 @@ async def update(
     return _stored(_present(row))
 
 
+async def freeze(connection: Connection, tenant: int, *, frozen: bool) -> None:
+    """Take nothing in for a tenant that this transaction has locked, or take it in again."""
+    await connection.execute(load("freeze_tenant"), tenant, frozen)
+
+
+async def spread(
+    connection: Connection, locked: LockedTenant, count: int, held: Collection[int]
+) -> StoredTenant | int:
+    """Spread a locked, frozen tenant over `count` shards; or tell how many deliveries still wait for their turn.
+
+    Those shards that it is in stay, the least used join. Whoever else owns one of its shards than this node, which holds
+    `held`, takes it anew: nobody can go on taking events in as they were spread before.
+    """
+    tenant = locked.stored.tenant
+    before = list(tenant.spread)
+    chosen = before[:count]
+    for shard in await least_used_shards(connection):
+        if len(chosen) < count and shard not in chosen:
+            chosen.append(shard)
+    touched = sorted({*before, *chosen, *tenant.former_shards})
+    await connection.execute(load("lock_shards"), touched)
+    waiting = await connection.fetchval(load("waiting_deliveries"), tenant.id, touched)
+    if waiting:
+        return int(waiting)
+    row = await connection.fetchrow(load("spread_tenant"), tenant.id, chosen)
+    await connection.execute(
+        load("raise_epochs"), [shard for shard in touched if shard not in held]
+    )
+    return _stored(_present(row))
+
+
+async def find_split(connection: Connection, shards: Collection[int]) -> dict[int, int]:
+    """The configuration's version of tenants that have something in several shards, of which these are some."""
+    rows = await connection.fetch(load("find_split_tenants"), sorted(shards))
+    return {row["id"]: row["config_version"] for row in rows}
+
+
 async def delete(connection: Connection, locked: LockedTenant) -> None:
     """Delete a locked tenant softly, and revoke its keys."""
     await connection.execute(load("delete_tenant"), locked.id)

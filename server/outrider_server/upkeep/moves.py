@@ -117,14 +117,14 @@ class Moves:
             return
         log = structlog.get_logger()
         started = self._monotonic()
-        for each in taken:
-            if each.held_back:
-                log.error(
-                    "shard.held_back",
-                    shard=each.shard,
-                    why="its owners kept ending over it; what it owes waits until it is let go",
-                )
-        await self._tenure.adopt(self._connection, taken, self._load)
+        held_back = await self._tenure.adopt(self._connection, taken, self._load)
+        if held_back:
+            await shards.mark_held_back(self._connection, held_back)
+            log.error(
+                "shard.held_back",
+                shards=held_back,
+                why="their owners kept ending over them; what they owe waits until `outrider-server let-go`",
+            )
         log.info(
             "shards.taken",
             shards=len(taken),

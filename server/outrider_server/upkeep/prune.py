@@ -18,6 +18,7 @@ import structlog
 
 from outrider_server.domain.sequence import SEQUENCE_MAX, sequence_of
 from outrider_server.pipeline.clock import DatabaseClock
+from outrider_server.pipeline.persist import FRAME_ANSWER_SECONDS
 from outrider_server.pipeline.record import Recorder
 from outrider_server.policy.obligations import Obligations
 from outrider_server.storage import owed, partitions
@@ -32,7 +33,7 @@ LEADER = 0
 INTERVAL_SECONDS = 300.0
 LOCK_MS_MAX = 100
 EXPIRE_PAGE_ROWS = 200
-FRAME_ANSWER_HOURS = 24
+FRAME_ANSWER_HOURS = FRAME_ANSWER_SECONDS / 3600
 """How long frames' answers are kept."""
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from tests.support.api import As
 from tests.support.node import RunningNode, TestTenant, event, ids_of, running, soon, until
@@ -15,6 +16,13 @@ from tests.support.postgres import Database
 from tests.support.receiver import Behaviour, Receiver
 
 from outrider.v1 import endpoint_service_pb2, subscription_service_pb2, tenant_service_pb2
+from outrider.v1.error_reason_pb2 import (
+    ERROR_REASON_FRAME_OUT_OF_SEQUENCE as OUT_OF_SEQUENCE,
+)
+from outrider.v1.error_reason_pb2 import ERROR_REASON_NOT_READY as NOT_READY
+from outrider.v1.error_reason_pb2 import ERROR_REASON_STORAGE_UNAVAILABLE as STORAGE_UNAVAILABLE
+from outrider_server.api import tenant_service
+from outrider_server.storage import shards
 
 QUICK: dict[str, Any] = {
     "lease_seconds": 2,
@@ -228,7 +236,7 @@ async def test_the_shards_of_a_node_that_died_are_taken_over_after_its_lease(
 async def test_an_owner_that_lost_its_shards_sends_nothing_more_and_takes_what_is_left(
     database: Database, tmp_path: Path
 ) -> None:
-    async with two_nodes(database, tmp_path) as (one, other):
+    async with two_nodes(database, tmp_path) as (one, _):
         before = one.tenure
         lost = min(held(one))
         await one.fetch("UPDATE shard SET node = 'other', epoch = epoch + 1 WHERE shard = $1", lost)
@@ -267,3 +275,131 @@ async def test_a_large_event_is_passed_on_whole(
         await soon(receiver.wait_for_deliveries(1))
         (row,) = (await one.stored(there.name)).values()
         assert row["data"] == data
+
+
+async def test_a_split_tenant_lives_on_several_nodes_and_keeps_order_by_key(
+    database: Database, tmp_path: Path, receiver: Receiver
+) -> None:
+    async with two_nodes(database, tmp_path) as (one, other):
+        demo = await one.tenant("big")
+        endpoint = await demo.endpoint("hook", receiver.url("/hook"), concurrency=4)
+        await demo.subscription(endpoint)
+
+        def frame(number: int) -> list[Any]:
+            return [event(key=f"k{n % 7}", data=b"%d" % (number * 100 + n)) for n in range(40)]
+
+        async with demo.stream() as stream:
+            await stream.open("p", 1)
+            first = await stream.publish(1, frame(1), "big")
+            assert not first.results
+        changed = await demo.admin.call(
+            "UpdateTenant",
+            tenant_service_pb2.UpdateTenantRequest(
+                tenant={"name": "tenants/big", "shards": 8}, update_mask={"paths": ["shards"]}
+            ),
+        )
+        assert changed.shards == 8
+        async with demo.stream() as stream:
+            await stream.open("p", 1)
+            # It comes again after its tenant was spread: it is not stored twice.
+            await until_taken(stream, 1, frame(1))
+            for number in range(2, 12):
+                ack = await until_taken(stream, number, frame(number))
+                assert len({result.id for result in ack.results}) == 40
+        stored = await one.stored("big")
+        assert len(stored) == 440
+        assert len({row["shard"] for row in stored.values()}) > 3
+        await soon(receiver.wait_for_deliveries(440))
+        for key in range(7):
+            mine = [row for row in stored.values() if row["key"] == f"k{key}"]
+            assert len({row["shard"] for row in mine[-10:]}) == 1
+            data = [int(row["data"]) for row in mine]
+            assert data == sorted(data)
+        await one.balance_when(lambda b: b.delivered == 440 == b.matched, "big")
+        # A change at the home reaches the other owners.
+        await demo.admin.call(
+            "DeleteSubscription",
+            subscription_service_pb2.DeleteSubscriptionRequest(
+                name=(
+                    await demo.admin.call(
+                        "ListSubscriptions",
+                        subscription_service_pb2.ListSubscriptionsRequest(parent="tenants/big"),
+                    )
+                )
+                .subscriptions[0]
+                .name
+            ),
+        )
+        versions = [(await one.fetch("SELECT config_version FROM tenant WHERE name = 'big'"))[0][0]]
+        await until(
+            lambda: all(
+                node.node._directory.by_name["big"].version == versions[0] for node in (one, other)
+            )
+        )
+
+
+async def until_taken(stream: Any, number: int, events: list[Any]) -> Any:
+    """Send a frame until it is acknowledged: the owners of its shards may have to take them anew."""
+    async with asyncio.timeout(10):
+        while True:
+            await stream.send(number, events, "big")
+            response = await stream.answer()
+            if response.WhichOneof("message") == "ack":
+                return response.ack
+            assert response.refused.reason in (NOT_READY, OUT_OF_SEQUENCE, STORAGE_UNAVAILABLE)
+            await asyncio.sleep(0.05)
+
+
+async def test_a_tenant_that_still_has_deliveries_waiting_is_not_spread_and_goes_on(
+    database: Database, tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenant_service, "SPREAD_SECONDS_MAX", 0.5)
+    async with running(database.dsn, tmp_path, **QUICK) as node:
+        demo = await node.tenant("big")
+        await demo.subscription(await demo.endpoint("hook", receiver.url("/hook")))
+        hold = asyncio.Event()
+        receiver.script("/hook", Behaviour(hold=hold))
+        await demo.publish(event())
+        request = tenant_service_pb2.UpdateTenantRequest(
+            tenant={"name": "tenants/big", "shards": 2}, update_mask={"paths": ["shards"]}
+        )
+        assert (await demo.admin.refused("UpdateTenant", request)).reason == "WRONG_STATE"
+        await demo.publish(event())
+        hold.set()
+        await soon(receiver.wait_for_deliveries(2))
+        assert (await demo.admin.call("UpdateTenant", request)).shards == 2
+
+
+async def test_what_keeps_crashing_its_owners_is_held_back_until_it_is_let_go(
+    database: Database, tmp_path: Path, receiver: Receiver
+) -> None:
+    knobs = {**QUICK, "crash_seconds": 60}
+    async with running(database.dsn, tmp_path, **knobs) as node:
+        demo = await node.tenant()
+        await demo.subscription(await demo.endpoint("hook", receiver.url("/hook")))
+        hold = asyncio.Event()
+        receiver.always("/hook", Behaviour(hold=hold))
+        await demo.publish(*[event(data=b"%d" % n) for n in range(5)])
+        await soon(receiver.wait_for(1))
+        for _ in range(2):
+            await node.crash()
+            await node.start()
+        await soon(receiver.wait_for(3))
+        arrived = len(receiver.requests)
+        await node.crash()
+        receiver.always("/hook", Behaviour())
+        hold.set()
+        await node.start()
+        balance = await node.balance_when(lambda b: b.owed == 5)
+        assert balance.delivered == 0
+        await demo.publish(event(data=b"99"))  # others go on
+        await node.balance_when(lambda b: b.delivered == 1)
+        assert len(receiver.requests) == arrived + 1
+        (row,) = await node.fetch("SELECT shard FROM shard WHERE held_back")
+        connection = await asyncpg.connect(database.dsn)
+        try:
+            assert await shards.let_go(connection) == [row["shard"]]
+            assert await shards.let_go(connection) == []
+        finally:
+            await connection.close()
+        await node.balance_when(lambda b: b.delivered == 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from uuid import UUID
 
 import asyncpg
@@ -180,27 +181,33 @@ async def test_an_error_that_is_not_the_datas_is_not_called_so(
 
 
 async def test_the_window_is_what_lies_above_the_checkpoint_less_what_is_settled(
-    connection: asyncpg.Connection, tenant: int
+    connection: asyncpg.Connection, tenant: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named = sequences(6)
     other = await make_tenant(connection, "other")
     elsewhere = await make_tenant(connection, "elsewhere", shard=6)
     events = [made_event(tenant if i % 2 else other, s, 1, 2) for i, s in enumerate(named)]
     await store(connection, *events, made_event(elsewhere, named[0] + 1, 1))
-    window = await event_log.read_window(connection, 5, [tenant, other], named[1], 100)
-    assert window == [(e.sequence, e.tenant, [1, 2]) for e in events[2:]]
-    page = await event_log.read_window(connection, 5, [tenant, other], named[1], 3)
-    assert page == window[:3]
-    rest = await event_log.read_window(connection, 5, [tenant, other], page[-1][0], 3)
-    assert rest == window[3:]
-    assert await event_log.read_window(connection, 5, [tenant, other], named[-1], 3) == []
+    window = [(e.sequence, e.tenant, [1, 2]) for e in events[2:]]
+    monkeypatch.setattr(event_log, "WINDOW_PAGE_EVENTS", 3)
+
+    async def pages(shard: int, after: int) -> list[list[tuple[int, int, list[int]]]]:
+        read = event_log.read_window(connection, shard, [tenant, other], after)
+        return [page async for page in read]
+
+    assert await pages(5, named[1]) == [window[:3], window[3:]]
+    assert await pages(5, named[-1]) == []
+    # Who stops in the middle leaves the connection free.
+    async with aclosing(event_log.read_window(connection, 5, [tenant, other], named[1])) as stopped:
+        async for page in stopped:
+            assert page == window[:3]
+            break
+    assert not connection.is_in_transaction()
     # A split tenant has events in several shards: each window is its shard's.
     split = made_event(tenant, named[2] + 1, 3)
     await store(connection, split)
-    assert await event_log.read_window(connection, 5, [tenant, other], named[1], 100) == window
-    assert await event_log.read_window(connection, 6, [tenant, other], named[1], 100) == [
-        (split.sequence, tenant, [3])
-    ]
+    assert await pages(5, named[1]) == [window[:3], window[3:]]
+    assert await pages(6, named[1]) == [[(split.sequence, tenant, [3])]]
     taken = await take(connection)
     await records.write(
         connection,
