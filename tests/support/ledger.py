@@ -9,7 +9,9 @@ a delivery that arrives twice.
     nothing invented     whatever arrived is in A or U and matches; its data, event id and signature are right
     one id               every copy of a delivery has one id, also over crashes and after the publisher sent again
     bounded duplicates   every copy beyond the first follows one that was open at a fault, or had ended at most
-                         `UNRECORDED_SECONDS` before it
+                         `UNRECORDED_SECONDS` before it; a fault of one node excuses only what lives in its shards
+    order by key         at an endpoint that gets one request at a time, the first arrivals of each key's events keep
+                         the order they were sent in
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ class Target:
 class LedgerReceiver:
     """An HTTP receiver that keeps a ledger. Every request is in it before it is answered."""
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.requests: list[Request] = []
         self.faults_seen: list[str] = []
         self.targets: dict[str, Target] = {}
@@ -91,7 +94,7 @@ class LedgerReceiver:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0)
+        self._server = await loop.create_server(lambda: _Connection(self), self.host, 0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -103,7 +106,7 @@ class LedgerReceiver:
 
     def url(self, path: str) -> str:
         assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}{path}"
+        return f"http://{self.host}:{self._server.sockets[0].getsockname()[1]}{path}"
 
     def add(
         self, path: str, secret: bytes, *, fraction: float = 0.0, delay_seconds_max: float = 0.02
@@ -265,7 +268,12 @@ class Load:
 
     async def _send(self) -> None:
         number, self._next = self._next, self._next + self._stride
-        dice = self._dice
+        event, data = self._make(number, self._dice)
+        handle = await self._publisher.send(event)
+        self.sent[number] = Sent(event.type, data, handle)
+
+    def _make(self, number: int, dice: random.Random) -> tuple[Event, dict[str, Any]]:
+        """The next event, and what its data says."""
         type_ = dice.choice(TYPES)
         data = {"n": number, "total": dice.randrange(100), "region": dice.choice(REGIONS)}
         if dice.randrange(LARGE_ONE_IN) == 0:
@@ -273,8 +281,7 @@ class Load:
         event = Event(type=type_, data=json.dumps(data).encode())
         if number % 2:
             event.idempotency_key = f"event {number}"
-        handle = await self._publisher.send(event)
-        self.sent[number] = Sent(type_, data, handle)
+        return event, data
 
 
 # The oracle
@@ -292,14 +299,20 @@ class Wanted:
 
 @dataclass(slots=True)
 class Fault:
-    """Something was killed at `began`; from `ended` on everything is as it was."""
+    """Something was killed at `began`; from `ended` on everything is as it was.
+
+    `shards`: what lives elsewhere is none of its business; None where all may be touched.
+    """
 
     what: str
     began: float
     ended: float = float("inf")
+    shards: frozenset[int] | None = None
 
-    def excuses(self, first: Request, second: Request) -> bool:
-        """Whether the fault may have made `second` out of a delivery that `first` brought already."""
+    def excuses(self, name: str, first: Request, second: Request) -> bool:
+        """Whether the fault may have made `second` out of the delivery `name` that `first` brought already."""
+        if self.shards is not None and shard_of(name) not in self.shards:
+            return False
         open_or_unrecorded = first.arrived <= self.ended and (
             first.ended is None or first.ended >= self.began - UNRECORDED_SECONDS
         )
@@ -308,12 +321,17 @@ class Fault:
     def bound(self, requests: Iterable[Request]) -> int:
         """G2's bound: deliveries that were open at the fault or had ended since the last durable record."""
         return sum(
-            len(request.ids)
+            sum(self.shards is None or shard_of(name) in self.shards for name in request.ids)
             for request in requests
             if request.status == 200
             and request.arrived <= self.ended
             and (request.ended is None or request.ended >= self.began - UNRECORDED_SECONDS)
         )
+
+
+def shard_of(name: str) -> int:
+    """The slice of the log that a delivery's event lives in: the last ten bits of its sequence."""
+    return int(name.split("_")[1]) & 1023
 
 
 @dataclass
@@ -332,6 +350,7 @@ class Findings:
     doubled: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     unexcused: list[str] = field(default_factory=list)
+    disordered: list[str] = field(default_factory=list)
 
     def wrong(self) -> str:
         """Everything that is wrong, a line each kind; empty when all is well."""
@@ -341,6 +360,7 @@ class Findings:
             "stored twice": self.doubled,
             "broken": self.broken,
             "duplicates without a fault": self.unexcused,
+            "out of order": self.disordered,
         }
         lines = [
             f"{len(found)} {kind}, such as {found[:3]}" for kind, found in kinds.items() if found
@@ -412,7 +432,7 @@ def judge(
         found.deliveries += len(requests)
         found.duplicates += len(requests) - 1
         for first, second in pairwise(requests):
-            if not any(fault.excuses(first, second) for fault in faults):
+            if not any(fault.excuses(name, first, second) for fault in faults):
                 found.unexcused.append(
                     f"{name} at {first.path}: {first.arrived:.3f}-{first.ended} and {second.arrived:.3f}"
                 )
@@ -447,6 +467,27 @@ def _invented(
                 copies[name].append(request)
     found.doubled = [f"event {key[0]}: {names}" for key, names in ids.items() if len(names) > 1]
     return copies
+
+
+def out_of_order(
+    receiver: LedgerReceiver, sent: dict[int, Sent], wanted: Wanted, key: Callable[[Sent], str]
+) -> list[str]:
+    """Events whose first copy came to a subscription behind one of the same key that was sent after it."""
+    latest: dict[str, int] = {}
+    seen: set[str] = set()
+    found = []
+    for request in receiver.requests:
+        if request.path != wanted.path:
+            continue
+        for name, number in zip(request.ids, request.numbers, strict=True):
+            if name in seen or int(name.split("_")[2]) != wanted.number or number not in sent:
+                continue
+            seen.add(name)
+            of = key(sent[number])
+            if number < latest.get(of, -1):
+                found.append(f"event {number} ({name}) came after {latest[of]} of key {of}")
+            latest[of] = max(latest.get(of, -1), number)
+    return found
 
 
 async def answered(sent: dict[int, Sent], publisher: Publisher, seconds: float) -> None:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,15 +48,28 @@ async def until(condition: Callable[[], object], seconds: float, what: str) -> N
 
 
 class Service:
-    """One `outrider-server serve` at a time over one state folder. `knobs` are settings by name."""
+    """One `outrider-server serve` at a time over one state folder. `knobs` are settings by name.
 
-    def __init__(self, folder: Path, knobs: dict[str, object]) -> None:
+    It is reached at `host`. `prefix` stands before every command, `variables` in its environment beside the settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        knobs: dict[str, object],
+        *,
+        host: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.state = folder / "state"
         self.log = folder / "server.log"
-        self.listen_address = f"127.0.0.1:{free_port()}"
+        self.listen_address = f"{host}:{free_port()}"
+        self._host = host
+        self._prefix = tuple(prefix)
         self._admin_port = free_port()
-        self.admin_address = f"127.0.0.1:{self._admin_port}"
+        self.admin_address = f"{host}:{self._admin_port}"
         given = {
             "state_folder": self.state,
             "listen_address": self.listen_address,
@@ -70,6 +83,7 @@ class Service:
         self._environment = {
             **{name: value for name, value in os.environ.items() if "OUTRIDER_" not in name},
             **{f"OUTRIDER_{name.upper()}": str(value) for name, value in given.items()},
+            **(variables or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -78,7 +92,7 @@ class Service:
     def run_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the server to its end, beside the server or without it."""
         return subprocess.run(
-            [*SERVER, *arguments],
+            [*self._prefix, *SERVER, *arguments],
             env=self._environment,
             capture_output=True,
             text=True,
@@ -102,7 +116,7 @@ class Service:
         assert not self.running
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*program, "serve"],
+                [*self._prefix, *program, "serve"],
                 env=self._environment,
                 cwd=ROOT,  # programs of the tests are found from here
                 stdin=subprocess.DEVNULL,
@@ -124,7 +138,7 @@ class Service:
     async def _is_ready(self) -> bool:
         try:
             async with asyncio.timeout(1.0):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._admin_port)
+                reader, writer = await asyncio.open_connection(self._host, self._admin_port)
                 writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
                 status = await reader.readline()
                 writer.close()
@@ -284,7 +298,7 @@ class Template:
 
 @contextmanager
 def template() -> Iterator[Template]:
-    with _folder() as folder:
+    with temporary_folder() as folder:
         made = Service(folder, {})
         ran = made.run_command("create-admin-key")
         assert ran.returncode == 0, ran.stderr
@@ -292,10 +306,12 @@ def template() -> Iterator[Template]:
 
 
 @contextmanager
-def service(template: Template, **knobs: object) -> Iterator[Service]:
+def service(
+    template: Template, *, variables: Mapping[str, str] | None = None, **knobs: object
+) -> Iterator[Service]:
     """A service over a copy of the template, not started yet."""
-    with _folder() as folder:
-        made = Service(folder, knobs)
+    with temporary_folder() as folder:
+        made = Service(folder, knobs, variables=variables)
         # As root its files belong to another account, and must go on doing so.
         subprocess.run(["cp", "-a", str(template.state), str(made.state)], check=True)
         try:
@@ -305,7 +321,7 @@ def service(template: Template, **knobs: object) -> Iterator[Service]:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
     """Outside of pytest's folders: as root those are closed to the account Postgres runs as."""
     folder = Path(tempfile.mkdtemp(prefix="outrider-e2e-"))
     folder.chmod(0o755)

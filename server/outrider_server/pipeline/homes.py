@@ -40,7 +40,7 @@ class Homes:
         self.by_id: dict[int, Home] = {}
         self.view = View((), ())
         self._addresses: list[str | None] = [None] * SHARD_COUNT
-        self._asking: dict[tuple[str, ...], asyncio.Future[None]] = {}
+        self._asking: dict[tuple[tuple[str, ...], tuple[int, ...]], asyncio.Future[None]] = {}
 
     def looked(self, view: View) -> None:
         """Take over what a look at the log showed."""
@@ -63,7 +63,7 @@ class Homes:
 
     async def look_up(self, names: Collection[str] = (), ids: Collection[int] = ()) -> None:
         """Ask the log for tenants that are not known. Those that do not exist stay unknown."""
-        key = (*sorted(names), *map(str, sorted(ids)))
+        key = (tuple(sorted(names)), tuple(sorted(ids)))
         asking = self._asking.get(key)
         if asking is None:
             asking = self._asking[key] = asyncio.ensure_future(self._look_up(names, ids))

@@ -84,6 +84,7 @@ class Tenure:
         self._reader: DedicatedConnection
         self._session_lock = asyncio.Lock()
         self._moving = asyncio.Lock()
+        self._adopting: set[int] = set()
 
     async def session(self, producer: str, shards: set[int]) -> Session:
         """What is known of a producer in these shards; read from the log the first time, and after a shard came.
@@ -128,7 +129,7 @@ class Tenure:
             return
         tenant = configuration.tenant
         for shard in tenant.everywhere:
-            if shard in self.obligations.windows:
+            if shard in self.obligations.windows or shard in self._adopting:
                 self._woken(
                     self.obligations.configure(
                         shard,
@@ -143,7 +144,7 @@ class Tenure:
         """A tenant was deleted: what is left of its deliveries is cancelled."""
         entry = self.parts.directory.remove(tenant)
         for shard in () if entry is None else entry.everywhere:
-            if shard in self.obligations.windows:
+            if shard in self.obligations.windows or shard in self._adopting:
                 self._woken(self.obligations.configure(shard, tenant, (), ()))
 
     async def adopt(
@@ -159,8 +160,11 @@ class Tenure:
         """
         adoption = Adoption(self, connection)
         async with self._moving:
+            # From before they are read, so that no change of a split tenant is missed.
+            self._adopting = {each.shard for each in taken}
             await adoption.configure(taken, await load({each.shard for each in taken}))
             held_back = [each.shard for each in taken if await adoption.restore(each)]
+            self._adopting = set()
             await self.recorder.record()
             for each in taken:
                 self.obligations.windows[each.shard].open = True
@@ -366,9 +370,11 @@ class Adoption:
         shards = {each.shard for each in taken}
         configured: set[tuple[int, int]] = set()
         giving_way = GiveWay(tenure.parts.monotonic)
-        for configuration in configurations:
-            tenant = configuration.tenant
-            tenure.parts.directory.replace(configuration)
+        for read in configurations:
+            tenant, configuration = read.tenant, read
+            if not tenure.parts.directory.replace(read):  # a later one came while it was read
+                configuration = tenure.parts.directory.by_id[tenant.id].configuration
+                tenant = configuration.tenant
             for shard in shards.intersection(tenant.everywhere):
                 configured.add((tenant.id, shard))
                 tenure.obligations.configure(

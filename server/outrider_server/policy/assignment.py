@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from zlib import crc32
+from hashlib import blake2b
 
 from outrider_server.domain.sequence import SHARD_COUNT
 
@@ -98,7 +98,7 @@ class Assignment:
                 self._free.pop(shard.shard, None)
         room = max(0, self.share(view) - len(held) - len(own))
         # Nodes that start together must not all want the same ones first.
-        free.sort(key=lambda shard: crc32(f"{self._node}/{shard.shard}".encode()))
+        free.sort(key=lambda shard: blake2b(f"{self._node}/{shard.shard}".encode()).digest())
         taken = own + free[:room]
         grace = GRACE_RENEWALS * self._renew_seconds
         taken += [shard for shard in free[room:] if now - self._free[shard.shard] >= grace]

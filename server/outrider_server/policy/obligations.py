@@ -247,6 +247,8 @@ class Obligations:
     def forget_shard(self, shard: int) -> None:
         """It belongs to another node now. What is still in flight may end, and is no longer settled here."""
         assert self._plan is None, "between two records"
+        for look in self._looks:
+            look.left.add(shard)
         del self.windows[shard]
         self._leaving.discard(shard)
         for key in [key for key in self.lanes if key[0] == shard]:
@@ -833,7 +835,11 @@ class Obligations:
         ended = 0
         for found in rows:
             key = (found.shard, found.id)
-            if found.shard not in self.windows or found.shard in self._leaving:
+            if (
+                found.shard not in self.windows
+                or found.shard in self._leaving
+                or found.shard in look.left
+            ):
                 continue
             route = self.routes.get((found.shard, found.subscription))
             lane = route.lane if route is not None else None
@@ -870,7 +876,11 @@ class Obligations:
         """No owed row of a deleted subscription was found in a reading that began with `look`."""
         self._looks.discard(look)
         route = self.routes.get((shard, subscription))
-        if route is not None and (shard, subscription) not in look.inserted:
+        if (
+            route is not None
+            and shard not in look.left
+            and (shard, subscription) not in look.inserted
+        ):
             route.backlog = 0
 
     def _count_row(self, route: Route, change: int) -> None:

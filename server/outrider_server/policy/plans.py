@@ -54,12 +54,14 @@ class RecordPlan:
 class Look:
     """A reading of owed rows that is under way: what happened since it began, which its result may not show.
 
+    `left`: shards that were handed off since: what it finds of them may be long gone, though they came back.
     `changed`: rows that records shrank or deleted; `inserted`: (shard, subscription) pairs that got rows. For a lane: `retry_us`,
     the earliest retry that came up, and `overtaken`, whether rows came up that belong before those it may find.
     A reader that gives up just drops it.
     """
 
     lane: Lane | None = None
+    left: set[int] = field(default_factory=set)
     changed: set[tuple[int, int]] = field(default_factory=set)
     inserted: set[tuple[int, int]] = field(default_factory=set)
     retry_us: int | None = None

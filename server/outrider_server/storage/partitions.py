@@ -105,6 +105,8 @@ async def ensure(
                 await _create(connection, table.name, *gap, lock_ms_max)
             except asyncpg.LockNotAvailableError as error:
                 raise LockNotHad(table.name) from error
+            except (asyncpg.DuplicateTableError, asyncpg.UniqueViolationError):
+                continue  # another node makes the same ones at the same moment
             made += 1
     return made
 

@@ -223,7 +223,7 @@ async def end(connection: Connection, node: str, boot: str) -> None:
 async def let_go(connection: Connection, shard: int | None = None) -> list[int]:
     """Let what a shard (None: any) holds back be sent; its owner takes it anew. Returns those that held something back."""
     async with connection.transaction():
-        rows = await connection.fetch(load("find_held_back"), shard)
+        rows = await connection.fetch(load("find_held_back"), shard, HELD_BACK_US)
         held_back = [row["shard"] for row in rows]
         if held_back:
             await connection.execute(load("lock_shards"), held_back)

@@ -434,7 +434,7 @@ async def crashes(connection: asyncpg.Connection, shard: int = 5) -> tuple[int, 
 async def takes_and_crashes(
     connection: asyncpg.Connection, times: int, *, seconds: float = 60.0, shard: int = 5
 ) -> list[bool]:
-    """Nodes that each take a shard and end; for each whether what it owed was held back."""
+    """Nodes that each take a shard, say when something of it waits, and end; for each whether what it owed was held back."""
     held = []
     for number in range(times):
         name = f"n{number % 2}"
@@ -442,6 +442,8 @@ async def takes_and_crashes(
             await take(connection, name, OTHER_BOOT, {shard}, crash_seconds=seconds)
         ).values()
         held.append(taken.held_back)
+        if taken.held_back:
+            await shards.mark_held_back(connection, [shard])
         await crash(connection, name)
     return held
 
@@ -570,11 +572,11 @@ async def test_what_is_held_back_is_let_go_once_and_its_owner_takes_it_anew(
         "INSERT INTO owed (shard, id, tenant, subscription, first_sequence, sequences, attempt, due_us, cause)"
         " VALUES (5, 9, 1, 7, 1029, '{1029}', 1, 55, 1)"
     )
-    assert not await shards.let_go(other, 6)
-    assert await shards.let_go(other, 5)
+    assert await shards.let_go(other, 6) == []
+    assert await shards.let_go(other, 5) == [5]
     assert await due(connection) == [(5, 0), (5, 0), (6, 0), (6, 100), (5, 55)]
     assert await crashes(connection) == (0, False)
-    assert not await shards.let_go(other, 5)
+    assert await shards.let_go(other, 5) == []
     # The owner counts its rows in memory: it must read them anew.
     with pytest.raises(asyncpg.PostgresError) as caught:
         await connection.execute(shards.fence_statement([(5, taken[5].epoch)]))
@@ -600,4 +602,28 @@ async def test_what_is_let_go_waits_for_a_record_that_is_under_way(
         await shards.let_go(other, 5)
     await connection.execute("COMMIT")
     assert (await crashes(connection))[1]
-    assert await shards.let_go(other, 5)
+    assert await shards.let_go(other, 5) == [5]
+
+
+async def test_all_that_is_held_back_is_let_go_at_once(
+    connection: asyncpg.Connection, owing: list[tuple[int, int]]
+) -> None:
+    for shard in (5, 6):
+        await takes_and_crashes(connection, 4, shard=shard)
+    assert [each for _, each in await due(connection)] == [HELD_BACK_US] * 4
+    assert await shards.let_go(connection) == [5, 6]
+    assert await due(connection) == [(5, 0), (5, 0), (6, 0), (6, 0)]
+    assert await shards.let_go(connection) == []
+
+
+async def test_what_is_held_back_is_let_go_though_its_owner_crashed_before_it_said_so(
+    connection: asyncpg.Connection, owing: list[tuple[int, int]]
+) -> None:
+    """Or it would wait for ever, and nobody would know."""
+    await takes_and_crashes(connection, 3)
+    taken = await take(connection, "last", OTHER_BOOT, {5}, crash_seconds=60.0)
+    assert taken[5].held_back
+    await crash(connection, "last")
+    await take(connection, numbers={5}, crash_seconds=60.0)
+    assert await shards.let_go(connection) == [5]
+    assert await due(connection) == [(5, 0), (5, 0), (6, 0), (6, 100)]

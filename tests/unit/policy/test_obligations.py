@@ -7,7 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from outrider_server.domain.delivery import OWED_SEQUENCES_MAX, Cause, Delivery, OwedInsert
+from outrider_server.domain.delivery import (
+    HELD_BACK_US,
+    OWED_SEQUENCES_MAX,
+    Cause,
+    Delivery,
+    OwedInsert,
+)
 from outrider_server.domain.endpoint import (
     BatchPolicy,
     DeliveryMode,
@@ -944,3 +950,238 @@ def test_a_window_is_not_taken_over_before_its_tenants_are_configured() -> None:
     (first,) = sequences_at(0)
     with pytest.raises(AssertionError, match="configure comes first"):
         machine.restore_window(Window(SHARD, 2, 0, 7, first), [(first, 1, [A.id])], set())
+
+
+def test_a_long_window_comes_in_slices_with_records_between() -> None:
+    """The checkpoint passes only what has come, and what the records wrote is not counted twice."""
+    node = Node()
+    named = sequences_at(*range(5))
+    window = Window(SHARD, 2, named[0] - 1024, 7, named[-1])
+    window.open = False
+    node.machine.restore_owed(SHARD, A.id, 1, 0, None)
+    node.machine.restore_window(window, (), set())
+    assert node.machine.plan_record(node.us) is None
+    checkpoints, owed = [], []
+    for start in (0, 2, 4):
+        page = [(sequence, 1, [A.id]) for sequence in named[start : start + 2]]
+        node.machine.restore_window(window, page, {(named[1], A.id)})
+        plan = node.record()
+        checkpoints.append(plan.shards[0].checkpoint)
+        owed += [sequence for insert in plan.owed_inserts for sequence in insert.sequences]
+    assert checkpoints == [named[1], named[3], named[4]]
+    assert owed == [named[0], *named[2:]]
+    assert node.one.backlog == 3
+    assert node.machine.routes[SHARD, A.id].backlog == 3
+    node.claim(node.one)
+    assert node.load(node.one) == [named[0], *named[2:4]]
+
+
+def test_what_a_crashing_shard_owes_is_held_back_until_a_person_lets_it_go() -> None:
+    node = Node()
+    first, second = sequences_at(1, 2)
+    window = Window(SHARD, 2, first - 1024, 7, second)
+    events = [(first, 1, [A.id, C.id]), (second, 1, [A.id])]
+    node.machine.restore_window(window, events, {(first, A.id)}, held_back=True)
+    plan = node.record()
+    assert {(i.subscription, i.sequences) for i in plan.owed_inserts} == {
+        (A.id, (second,)),
+        (C.id, (first,)),
+    }
+    assert {(i.cause, i.due_us) for i in plan.owed_inserts} == {(Cause.HELD_BACK, HELD_BACK_US)}
+    assert node.checkpoint == second
+    for lane in (node.one, node.two):
+        assert not lane.wants_catch_up(node.us + 10**15), "in thirty years neither"
+    # New events need not wait for what no one may send.
+    new = node.publish(A)
+    assert queued(node.one) == [new.sequence]
+
+
+# Shards that come and go.
+
+OTHER_SHARD = 9
+
+
+class Both(Node):
+    """A node with two shards: the tenant is split over them."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        super().__init__(limits)
+        self.configure_both()
+        self.machine.windows[OTHER_SHARD] = Window(OTHER_SHARD, 1, 0, 0, 0)
+        self.elsewhere = self.machine.lanes[OTHER_SHARD, 1]
+
+    def configure_both(self) -> list[Lane]:
+        given = (1, list(self.endpoints.values()), list(self.subscriptions.values()), 2)
+        return [lane for s in (SHARD, OTHER_SHARD) for lane in self.machine.configure(s, *given)]
+
+    def publish_there(self, *targets: Subscription) -> Event:
+        """An event of the other shard."""
+        event = self.event(*targets)
+        self.machine.aborted(event)
+        event.sequence = self.machine.windows[OTHER_SHARD].clock.take(self.us, 1)
+        self.machine.assigned(event)
+        self.machine.committed(event, set())
+        return event
+
+
+def test_a_split_tenants_events_wait_in_the_lanes_of_their_shard() -> None:
+    node = Both()
+    here, there = node.publish(A), node.publish_there(A)
+    assert queued(node.one) == [here.sequence]
+    assert queued(node.elsewhere) == [there.sequence]
+    for lane in (node.one, node.elsewhere):
+        node.send(lane)
+    plan = node.record()
+    assert {shard.shard: shard.checkpoint for shard in plan.shards} == {
+        SHARD: here.sequence,
+        OTHER_SHARD: there.sequence,
+    }
+    assert {attempt.shard for attempt in plan.attempts} == {SHARD, OTHER_SHARD}
+
+
+def test_a_split_tenants_limits_are_divided() -> None:
+    node = Both()
+    assert {lane.concurrency for lane in node.machine.lanes.values()} == {ONE.concurrency // 2}
+    node.endpoints[1] = replace(ONE, concurrency=1)
+    node.configure_both()
+    assert (node.one.concurrency, node.elsewhere.concurrency) == (1, 1), "never none at all"
+
+
+def test_a_paused_shard_sends_nothing_more_and_becomes_owed() -> None:
+    node = Both()
+    flying = node.publish(A)
+    (delivery,) = node.machine.take(node.one)
+    waiting = node.publish(A, C)
+    there = node.publish_there(A)
+    node.machine.pause_shard(SHARD)
+    assert node.machine.in_flight_of(SHARD) == 1
+    assert node.machine.in_flight_of(OTHER_SHARD) == 0
+    assert not node.one.queue
+    assert not node.two.queue
+    assert queued(node.elsewhere) == [there.sequence], "the others go on"
+    late = node.publish(A)  # whoever sent it does not know yet
+    assert not node.machine.is_clean(SHARD)
+    plan = node.record()
+    owed = {(i.subscription, i.sequences) for i in plan.owed_inserts}
+    assert owed == {(A.id, (waiting.sequence, late.sequence)), (C.id, (waiting.sequence,))}
+    assert not node.machine.is_clean(SHARD), "a request is under way"
+    node.settle(node.one, [delivery])
+    assert not node.machine.is_clean(SHARD), "its outcome is in no record"
+    plan = node.plan()
+    assert plan.attempts[0].sequences == (flying.sequence,)
+    assert not node.machine.is_clean(SHARD), "the record may fail"
+    node.write(plan)
+    node.machine.recorded(plan)
+    assert node.machine.is_clean(SHARD)
+    assert not node.machine.is_clean(OTHER_SHARD)
+
+
+def test_a_change_of_configuration_wakes_no_shard_that_is_leaving() -> None:
+    node = Both()
+    node.machine.pause_shard(SHARD)
+    node.pause(A)
+    node.pause(A, paused=False)
+    node.publish(A)
+    assert not node.one.queue
+    node.machine.keep_shard(SHARD)
+    assert node.one in node.configure()
+    node.record()
+    node.claim(node.one)
+    assert len(node.load(node.one)) == 1
+
+
+def test_the_owed_rows_of_a_shard_that_is_leaving_are_ended_by_its_next_owner() -> None:
+    node, _ = overflowing(owed=2)
+    node.delete(A)
+    node.machine.pause_shard(SHARD)
+    assert node.machine.deleted() == []
+    assert node.machine.end_rows(node.machine.look(), node.found(), expired_below=None) == 0
+    node.machine.keep_shard(SHARD)
+    assert node.machine.deleted() == [(SHARD, A.id)]
+    assert node.machine.end_rows(node.machine.look(), node.found(), expired_below=None) == 2
+
+
+def test_of_a_forgotten_shard_nothing_is_left() -> None:
+    node = Both()
+    node.publish(A, C)
+    node.publish_there(A)
+    node.machine.pause_shard(SHARD)
+    node.record()
+    node.machine.forget_shard(SHARD)
+    machine = node.machine
+    assert set(machine.windows) == {OTHER_SHARD}
+    assert {key[0] for key in machine.lanes} == {key[0] for key in machine.routes} == {OTHER_SHARD}
+    assert machine.held_bytes == 10, "what the other shard has"
+    # It may come back, with what the log says.
+    machine.configure(SHARD, 1, list(node.endpoints.values()), list(node.subscriptions.values()), 2)
+    assert machine.lanes[SHARD, 1] is not node.one
+    assert machine.routes[SHARD, A.id].active
+
+
+def test_what_is_forgotten_by_force_is_let_go_wherever_it_was() -> None:
+    """Its next owner sends it again; this node writes nothing of it any more, and holds no payload."""
+    node = Both(Limits(lane_deliveries_max=2))
+    for _ in range(4):  # two in the queue, two spilled
+        node.publish(A)
+    (flying,) = node.machine.take(node.one)
+    node.send(node.one, FAILED)  # to be owed
+    node.publish(C)
+    node.send(node.two)  # an outcome that is in no record
+    there = node.publish_there(A)
+    node.machine.pause_shard(SHARD)  # parks what waits
+    node.machine.forget_shard(SHARD)
+    assert node.machine.unrecorded() == 0
+    assert node.machine.held_bytes == 20, "what is in flight and what the other shard has"
+    settled = node.machine.settle(node.one, [flying], DELIVERED, lambda *_: None)
+    assert (settled.retried, settled.dead) == (0, 0)
+    assert node.machine.held_bytes == 10
+    node.send(node.elsewhere)
+    plan = node.record()
+    assert [shard.shard for shard in plan.shards] == [OTHER_SHARD]
+    assert [attempt.sequences for attempt in plan.attempts] == [(there.sequence,)]
+    assert not plan.owed_inserts
+    assert not plan.dead_letters
+
+
+def test_a_lane_forgotten_by_force_in_the_middle_of_a_reading_is_no_error() -> None:
+    node, sequences = overflowing(owed=2)
+    node.claim(node.one)
+    loading = node.machine.to_load(node.one, 1)
+    events = {sequences[0]: loaded_event(sequences[0])}
+    node.machine.pause_shard(SHARD)
+    assert not node.machine.is_clean(SHARD), "it is being read for"
+    node.machine.forget_shard(SHARD)
+    node.machine.loaded(node.one, loading, events, None)
+    assert not node.one.queue
+    assert node.machine.held_bytes == 0
+    assert node.machine.to_load(node.one, 10) == []
+
+
+def test_what_was_found_for_a_lane_that_is_gone_is_not_claimed() -> None:
+    node, _ = overflowing(owed=2)
+    query = node.machine.catch_up_query(node.one, node.us)
+    assert query is not None
+    node.machine.pause_shard(SHARD)
+    node.machine.forget_shard(SHARD)
+    # It came back meanwhile, with other lanes.
+    node.configure()
+    node.machine.windows[SHARD] = Window(SHARD, 3, 0, 0, 0)
+    node.machine.claim(node.one, query, node.found(), None, None)
+    assert not node.one.rows
+    assert not node.machine.lanes[SHARD, 1].rows
+
+
+def test_a_look_from_before_a_shard_was_away_ends_nothing_of_it() -> None:
+    """What was found then may have been settled by the other owner since."""
+    node, _ = overflowing(owed=2)
+    node.delete(A)
+    look, empty_look = node.machine.look(), node.machine.look()
+    found = node.found()
+    node.machine.pause_shard(SHARD)
+    node.machine.forget_shard(SHARD)
+    node.configure()
+    node.machine.restore_owed(SHARD, A.id, 1, 2, None)
+    node.machine.windows[SHARD] = Window(SHARD, 3, 0, 0, 0)
+    assert node.machine.end_rows(look, found, expired_below=None) == 0
+    node.machine.cancelled_all(SHARD, A.id, empty_look)
+    assert node.machine.deleted() == [(SHARD, A.id)]

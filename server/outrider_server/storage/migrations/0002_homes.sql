@@ -22,7 +22,7 @@ ALTER TABLE tenant
 UPDATE tenant SET shards = ARRAY[shard];
 ALTER TABLE tenant
     ALTER COLUMN shards SET NOT NULL,
-    ADD CHECK (cardinality(shards) BETWEEN 1 AND 64 AND shards[1] = shard);
+    ADD CHECK (cardinality(shards) BETWEEN 1 AND 64 AND shards[1] = shard AND NOT shards && former_shards);
 
 -- A takeover reads what was attempted in the last seconds: without this it would read every page that no vacuum has seen.
 DROP INDEX attempt_at;
