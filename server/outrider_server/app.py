@@ -70,7 +70,7 @@ from outrider_server.storage.database import (
     until_lost,
 )
 from outrider_server.storage.migrate import migrate
-from outrider_server.storage.shards import LeaseLost
+from outrider_server.storage.shards import LeaseLost, is_fenced
 from outrider_server.telemetry.logs import PipelineLog
 from outrider_server.telemetry.metrics import Metrics, otlp_reader
 from outrider_server.transport.webhook import Form, WebhookSender
@@ -85,8 +85,9 @@ SECRETS_CHECK_SECONDS = 30.0
 OWED_COUNT_SECONDS = 2.0
 CHANGES_CHECK_SECONDS = 0.5
 SETTLE_SECONDS = 5.0
-COLLECTOR_THRESHOLD = 10_000
-"""New objects between two collections. The path makes thousands a second and hardly a cycle among them."""
+COLLECTOR_THRESHOLD = 50_000
+"""New objects between two collections. The path makes hundreds of thousands a second and hardly a cycle among them; most are
+gone by themselves before this many are there."""
 
 LANES_SHARE = 0.75
 """Of the node's payload bytes: for lanes. The rest is for what is on its way into the log, a third of it for large frames
@@ -419,7 +420,7 @@ class Node:
     def _tenure_ended(self, error: BaseException) -> None:
         """The log is the truth; starting anew from it is the cure, whatever it was. What nobody foresaw is told in full."""
         self._problem = f"taking the shards up again: {type(error).__name__}"
-        expected = isinstance(error, OutriderError) or is_unavailable(error)
+        expected = isinstance(error, OutriderError) or is_unavailable(error) or is_fenced(error)
         self._orderly = expected
         self._log.warning(
             "tenure.ended",

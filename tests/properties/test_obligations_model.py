@@ -518,7 +518,9 @@ class Node:
             event = _event(
                 StoredEvent(tenant, targets, size), window.clock.take(self.world.now_us, 1)
             )
-            self.machine.assigned(event)
+            self.machine.assigned(
+                self.machine.windows[event.sequence & 63], [event], event.sequence
+            )
             events.append(event)
         self.transactions.append(Transaction(events))
         return self.transactions[-1]
@@ -553,7 +555,9 @@ class Node:
             for event, shard in zip(transaction.events, shards, strict=True):
                 window = self.machine.windows[shard]
                 event.sequence = window.clock.take(self.world.now_us, 1)
-                self.machine.assigned(event)
+                self.machine.assigned(
+                    self.machine.windows[event.sequence & 63], [event], event.sequence
+                )
             self.transactions.append(Transaction(transaction.events))
 
     # Requests.

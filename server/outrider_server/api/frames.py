@@ -120,20 +120,13 @@ class FrameReader:
         split = Split(Portion(events, entries, places, shards, refusals), {}, set(), set())
         own_name = self._own_name() if self._caller.tenant is not None else None
         now_us = self._now_us()
-        name = None
-        entry: TenantEntry | None = None
-        home: TenantEntry | Home | None = None
-        shard, here = -1, False
+        known: dict[str, tuple[TenantEntry | None, TenantEntry | Home | None, int, bool]] = {}
         for index, message in enumerate(messages):
-            if (named := message.tenant or tenant) != name:  # most frames are of one tenant
-                name = named
-                entry = home = None
-                if self._caller.tenant is None or name == own_name:
-                    entry = self._directory.by_name.get(name)
-                    home = entry or self._homes.by_name.get(name)
-                if home is not None:
-                    shard = home.shards[0]
-                    here = self._holds(shard)
+            name = message.tenant or tenant
+            found = known.get(name)
+            if found is None:
+                found = known[name] = self._find(name, own_name)
+            entry, home, shard, here = found
             if home is None:
                 if self._caller.tenant is not None and name != own_name:
                     reason, text = (
@@ -174,6 +167,18 @@ class FrameReader:
             places.append(index)
             shards.add(shard)
         return split
+
+    def _find(
+        self, name: str, own_name: str | None
+    ) -> tuple[TenantEntry | None, TenantEntry | Home | None, int, bool]:
+        """A tenant that the caller reaches: as it is known here, where it lives, its first shard, whether that is here."""
+        if self._caller.tenant is not None and name != own_name:
+            return None, None, -1, False
+        entry = self._directory.by_name.get(name)
+        home = entry or self._homes.by_name.get(name)
+        if home is None:
+            return None, None, -1, False
+        return entry, home, home.shards[0], self._holds(home.shards[0])
 
     def _place(self, split: Split, shard: int, index: int, tenant: str | None) -> None:
         address = self._homes.address_of(shard)

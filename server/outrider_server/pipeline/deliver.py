@@ -91,7 +91,8 @@ class Deliverer:
         self._steady_us = steady_us
         self._loop = asyncio.get_running_loop()
         self._in_flight = 0
-        self._timers: dict[Lane, asyncio.TimerHandle] = {}
+        # With the time it was set for: not every loop's handle tells that of a timer that is due at once.
+        self._timers: dict[Lane, tuple[float, asyncio.TimerHandle]] = {}
         self._turns: dict[Lane, None] = {}
         self._stopped = False
         self._quiet = asyncio.Event()
@@ -124,7 +125,7 @@ class Deliverer:
     def stop(self) -> None:
         """Start no more requests."""
         self._stopped = True
-        for timer in self._timers.values():
+        for _, timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
 
@@ -166,12 +167,12 @@ class Deliverer:
     def _come_back(self, lane: Lane, wait_us: int) -> None:
         """Wake the lane then: by the timer it has, unless it is ready sooner now than when that was set."""
         at = self._loop.time() + min(wait_us / 1e6, TIMER_SECONDS_MAX)
-        timer = self._timers.get(lane)
+        when, timer = self._timers.get(lane, (at, None))
         if timer is not None:
-            if timer.when() <= at + _TIMER_SLACK_SECONDS:
+            if when <= at + _TIMER_SLACK_SECONDS:
                 return
             timer.cancel()
-        self._timers[lane] = self._loop.call_at(at, self._ripe, lane)
+        self._timers[lane] = at, self._loop.call_at(at, self._ripe, lane)
 
     def _ripe(self, lane: Lane) -> None:
         self._timers.pop(lane, None)

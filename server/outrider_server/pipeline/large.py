@@ -128,6 +128,8 @@ class LargeEvents:
             )
         assert child.stdin is not None
         assert child.stdout is not None
+        if child.stdin.is_closing():
+            raise BrokenPipeError  # it died while nobody asked it
         request = pickle.dumps((event, version, subscriptions, self._limits.json_depth_max), 5)
         child.stdin.write(_LENGTH.pack(len(request)))
         # In pieces: a child that reads as fast as we write would keep the loop in one write to the end.

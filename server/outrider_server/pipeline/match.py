@@ -19,7 +19,7 @@ from outrider_server.telemetry.counters import MatchCounters
 class TenantEntry:
     """A tenant as the path uses it: immutable, replaced with each change of its configuration.
 
-    `shards`: those that its events are spread over; `everywhere`: those that hold something of it.
+    `shards`: those that its events are spread over, `whole`: only one; `everywhere`: those that hold something of it.
     """
 
     __slots__ = (
@@ -35,6 +35,7 @@ class TenantEntry:
         "spread_us",
         "strict",
         "version",
+        "whole",
     )
 
     def __init__(self, configuration: TenantConfiguration, previous: Index | None) -> None:
@@ -44,6 +45,7 @@ class TenantEntry:
         self.name = tenant.name
         self.shard = tenant.shard
         self.shards = tenant.spread
+        self.whole = len(tenant.spread) == 1
         self.everywhere = tenant.everywhere
         self.frozen = tenant.frozen
         self.spread_us = tenant.spread_us

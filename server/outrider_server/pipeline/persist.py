@@ -22,7 +22,7 @@ from uuid import UUID
 from outrider_server.domain.errors import Aborted, OutriderError, Unavailable
 from outrider_server.domain.event import Event
 from outrider_server.domain.frame import EventRefusal, FrameResult
-from outrider_server.domain.sequence import SHARD_BITS, sequence_of
+from outrider_server.domain.sequence import sequence_of
 from outrider_server.pipeline.clock import DatabaseClock
 from outrider_server.pipeline.match import TenantEntry
 from outrider_server.policy.lane import Lane
@@ -568,32 +568,33 @@ class Persister:
         now_us = self._clock.now_us()
         obligations = self._obligations
         for frame in group:
-            by_home: dict[tuple[TenantEntry, int], list[tuple[int, Event]]] = {}
+            by_home: dict[TenantEntry | tuple[TenantEntry, int], list[Event]] = {}
             repeated: list[tuple[int, Event]] = []
-            last: TenantEntry | None = None
-            shard = -1
-            home: list[tuple[int, Event]] = []
             for event, place, entry in zip(frame.events, frame.places, frame.entries, strict=True):
                 if event.idempotency_key and (event.sequence or event.deliveries is not None):
                     repeated.append((place, event))
                     continue
-                if entry is not last or event.shard != shard:
-                    last, shard = entry, event.shard
-                    home = by_home.setdefault((entry, shard), [])
-                home.append((place, event))
+                home = entry if entry.whole else (entry, event.shard)
+                events = by_home.get(home)
+                if events is None:
+                    events = by_home[home] = []
+                events.append(event)
             result = FrameResult(refusals=sorted(frame.refusals, key=lambda r: r.index))
-            for (entry, shard), events in by_home.items():
-                window = obligations.windows[shard]
-                sequence = window.clock.take(now_us, len(events))
-                if len(entry.shards) == 1:
-                    result.ranges.append((entry.name, sequence, len(events)))
-                for place, event in events:
-                    event.sequence = sequence
-                    obligations.assigned(event)
-                    assigned.append(event)
-                    if len(entry.shards) > 1:
-                        result.singles.append((place, sequence))
-                    sequence += 1 << SHARD_BITS
+            for home, events in by_home.items():
+                window = obligations.windows[events[0].shard]
+                first = window.clock.take(now_us, len(events))
+                obligations.assigned(window, events, first)
+                assigned += events
+                if isinstance(home, TenantEntry):
+                    result.ranges.append((home.name, first, len(events)))
+            if any(isinstance(home, tuple) for home in by_home):
+                result.singles = [
+                    (place, event.sequence)
+                    for event, place, entry in zip(
+                        frame.events, frame.places, frame.entries, strict=True
+                    )
+                    if not entry.whole and (place, event) not in repeated
+                ]
             for place, event in repeated:
                 original = event.deliveries
                 result.duplicates.append(
@@ -609,10 +610,16 @@ class Persister:
         for frame in group:
             assert frame.result is not None
             repeated = {place for place, _ in frame.result.duplicates}
-            for event, place in zip(frame.events, frame.places, strict=True):
-                if place not in repeated:
-                    obligations.committed(event, woken)
-                    self._lanes.offered += len(event.targets)
+            events = frame.events
+            if repeated:
+                events = [
+                    event
+                    for event, place in zip(events, frame.places, strict=True)
+                    if place not in repeated
+                ]
+            for event in events:
+                obligations.committed(event, woken)
+                self._lanes.offered += len(event.targets)
             self._ingest.events_duplicate += len(repeated)
         self._relieved(obligations.relieve())
         self._enqueued(woken)

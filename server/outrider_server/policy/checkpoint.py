@@ -8,7 +8,7 @@ that; whoever settles a delivery counts it down, and only `pass_closed` here mov
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from outrider_server.domain.event import Event
 from outrider_server.domain.sequence import SequenceClock, microseconds_of
@@ -34,6 +34,10 @@ class Window:
     def append(self, event: Event) -> None:
         """Take in an event whose sequence was just given out, before its commit: it keeps the checkpoint back."""
         self._events.append(event)
+
+    def extend(self, events: Iterable[Event]) -> None:
+        """Take in several, in order."""
+        self._events.extend(events)
 
     def discard(self, event: Event) -> None:
         """Forget an event whose transaction was rolled back. It is among the last ones, so look from there."""
@@ -66,11 +70,13 @@ class Window:
         """
         events = self._events
         moved = False
+        event = None
         while events and events[0].open == 0:
             event = events.popleft()
-            self.checkpoint = event.sequence
-            moved = True
             event.deliveries = None
             if event.targets:
                 matched[event.tenant] = matched.get(event.tenant, 0) + len(event.targets)
+        if event is not None:
+            self.checkpoint = event.sequence
+            moved = True
         return moved

@@ -54,6 +54,7 @@ REFUSED = "refused for good"
 EXPIRED = "expired"
 
 _SHARD_MASK = (1 << SHARD_BITS) - 1
+_STEP = 1 << SHARD_BITS
 
 RetryDue = Callable[[int, int], int | None]
 """(attempts made, when the event came, in us) -> when the next attempt is due, in us, or None when the policy ended."""
@@ -408,10 +409,14 @@ class Obligations:
 
     # From ingest: an event gets its sequence, then commits.
 
-    def assigned(self, event: Event) -> None:
-        """An event got its sequence; until `committed` or `aborted` the checkpoint stays below it."""
-        event.open = 1 + len(event.targets)
-        self.windows[event.sequence & _SHARD_MASK].append(event)
+    def assigned(self, window: Window, events: Sequence[Event], first: int) -> None:
+        """Events of one shard get sequences from `first` on; until `committed` or `aborted` the checkpoint stays below."""
+        sequence = first
+        for event in events:
+            event.sequence = sequence
+            event.open = 1 + len(event.targets)
+            sequence += _STEP
+        window.extend(events)
 
     def aborted(self, event: Event) -> None:
         """The event's transaction was rolled back: its sequence is nobody's, and it may be given another."""

@@ -54,13 +54,18 @@ def fence_statement(epochs: Iterable[tuple[int, int]]) -> str:
     return f"BEGIN; SELECT fence('{{{shards}}}'::smallint[], '{{{numbers}}}'::bigint[])"
 
 
+def is_fenced(error: BaseException) -> bool:
+    """Whether fence() refused a write: another took a shard over, which says nothing against what the shard owes."""
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate == FENCED
+
+
 async def is_held(connection: Connection, shard: int, epoch: int) -> bool:
     """Whether a shard is still held under this epoch; until the transaction ends it stays so."""
     try:
         async with connection.transaction():
             await connection.execute("SELECT fence($1::smallint[], $2::bigint[])", [shard], [epoch])
     except asyncpg.PostgresError as error:
-        if error.sqlstate == FENCED:
+        if is_fenced(error):
             return False
         raise
     return True

@@ -85,7 +85,9 @@ class Bench:
                 1, "a.b", b"1", 0, sequence=sequence_of(self.now_us[0] + self.published, 0),
                 targets=subscriptions, size=1 + EVENT_OVERHEAD_BYTES,
             )  # fmt: skip
-            self.obligations.assigned(event)
+            self.obligations.assigned(
+                self.obligations.windows[event.sequence & 63], [event], event.sequence
+            )
             self.obligations.committed(event, woken)
         self.deliverer.wake_all(woken)
 

@@ -90,7 +90,7 @@ class Node:
             targets=ids,
             size=size,
         )
-        self.machine.assigned(event)
+        self.machine.assigned(self.machine.windows[event.sequence & 63], [event], event.sequence)
         return event
 
     def publish(self, *targets: Subscription, size: int = 10) -> Event:
@@ -203,7 +203,7 @@ def test_a_rolled_back_event_is_no_event_and_may_be_tried_again() -> None:
     node.machine.aborted(event)
     assert node.machine.plan_record(node.us) is None
     event.sequence = node.machine.windows[SHARD].clock.take(node.us, 1)
-    node.machine.assigned(event)
+    node.machine.assigned(node.machine.windows[event.sequence & 63], [event], event.sequence)
     node.machine.committed(event, set())
     assert queued(node.one) == [event.sequence]
 
@@ -1019,7 +1019,7 @@ class Both(Node):
         event = self.event(*targets)
         self.machine.aborted(event)
         event.sequence = self.machine.windows[OTHER_SHARD].clock.take(self.us, 1)
-        self.machine.assigned(event)
+        self.machine.assigned(self.machine.windows[event.sequence & 63], [event], event.sequence)
         self.machine.committed(event, set())
         return event
 
