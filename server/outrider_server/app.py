@@ -112,6 +112,7 @@ class Node:
         self._problem = "starting"
         self._unsettled_since = 0.0
         self._owed = 0
+        self._held_back = 0
         self._log = structlog.get_logger()
         self._directory = Directory()
         self._changed_unread: set[int] = set()
@@ -267,6 +268,7 @@ class Node:
             homes=self._homes,
             peers=self._peers,
             wrong_home=self._wrong_home,
+            counters=self.metrics.homes,
             now_us=self._clock.now_us,
             seconds=time.monotonic,
             node=self._own_address,
@@ -318,9 +320,10 @@ class Node:
                         self._directory, self._homes, self._admission.holds, self._least_used_shards
                     ),
                     self._own_address,
+                    self.metrics.homes,
                 ),
             ),
-            handlers=[Portions(self._admission, self._ingest.reader).handler()],
+            handlers=[Portions(self._admission, self._ingest.reader, self.metrics.homes).handler()],
             reuse_port=self._is_worker(),
         )
         self.port = self._api.ports[0]
@@ -495,6 +498,7 @@ class Node:
             renew_seconds=settings.lease_renew_seconds,
             crash_seconds=settings.crash_seconds,
             orderly=self._orderly,
+            counters=self.metrics.homes,
             settled=settled,
         )
 
@@ -647,12 +651,13 @@ class Node:
     async def _watch_owed(self) -> None:
         """Count what is owed, for the metrics."""
         self.metrics.gauges.owed_deliveries = lambda: self._owed
+        self.metrics.gauges.held_back_deliveries = lambda: self._held_back
         while True:
             with contextlib.suppress(OutriderError):
                 tenure = self._admission.tenure
                 shards = [] if tenure is None else list(tenure.obligations.windows)
                 async with self._database.connection() as connection:
-                    self._owed = await owed.total(connection, shards)
+                    self._owed, self._held_back = await owed.total(connection, shards)
             await asyncio.sleep(OWED_COUNT_SECONDS)
 
     def _settle_memory(self) -> None:

@@ -23,6 +23,7 @@ from outrider_server.domain.access import Caller
 from outrider_server.domain.errors import Aborted, InvalidArgument, Unauthenticated
 from outrider_server.pipeline.admission import Admission
 from outrider_server.pipeline.homes import Homes
+from outrider_server.telemetry.counters import HomesCounters
 
 GO_AWAY_SECONDS_MAX = 1.0
 
@@ -38,6 +39,7 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
         homes: Homes,
         peers: Peers,
         wrong_home: Callable[[Sequence[str]], None],
+        counters: HomesCounters,
         now_us: Callable[[], int],
         seconds: Callable[[], float],
         node: Callable[[], str],
@@ -47,6 +49,7 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
         self._homes = homes
         self._peers = peers
         self._wrong_home = wrong_home
+        self._counters = counters
         self._now_us = now_us
         self._seconds = seconds
         self._node = node
@@ -66,7 +69,12 @@ class IngestService(ingest_service_pb2_grpc.IngestServiceServicer):
 
     def _router(self, caller: Caller) -> PortionRouter:
         return PortionRouter(
-            caller, self._admission, self._peers, seconds=self._seconds, wrong=self._wrong_home
+            caller,
+            self._admission,
+            self._peers,
+            counters=self._counters,
+            seconds=self._seconds,
+            wrong=self._wrong_home,
         )
 
     @override

@@ -31,6 +31,7 @@ from outrider_server.domain.errors import (
     PermissionDenied,
     Unauthenticated,
 )
+from outrider_server.telemetry.counters import HomesCounters
 
 Observe = Callable[[str, str, float], None]
 """Told of each ended call: full method name, status code's name, seconds."""
@@ -70,6 +71,7 @@ class Nodes:
     peers: Peers
     router: Router
     address: Callable[[], str]
+    counters: HomesCounters
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -153,6 +155,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         address = await self._nodes.router.address_of(method, request, caller)
         if address is None:
             return None
+        self._nodes.counters.calls_passed_on += 1
         seconds = context.time_remaining()
         return Answered(
             await self._nodes.peers.forward(

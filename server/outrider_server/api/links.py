@@ -37,6 +37,7 @@ from outrider_server.domain.errors import (
 )
 from outrider_server.domain.frame import EventRefusal, FrameResult
 from outrider_server.pipeline.admission import Admission
+from outrider_server.telemetry.counters import HomesCounters
 
 METHOD = "/outrider.node.v1.NodeService/Portions"
 ANSWER_SECONDS_MAX = 10.0
@@ -144,8 +145,14 @@ class Link:
 class Portions:
     """The receiving side: the handler of `METHOD`."""
 
-    def __init__(self, admission: Admission, reader: Callable[[Caller], FrameReader]) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        reader: Callable[[Caller], FrameReader],
+        counters: HomesCounters,
+    ) -> None:
         self._admission = admission
+        self._counters = counters
         self._reader = reader
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -186,6 +193,7 @@ class Portions:
     ) -> tuple[int, Callable[[], None], asyncio.Future[FrameResult]]:
         header, body = _parts(message)
         number = header["number"]
+        self._counters.portions_taken += 1
         size = len(message)
         await self._admission.forwarded_room.take(size)
         release = partial(self._admission.forwarded_room.give_back, size)

@@ -13,6 +13,7 @@ from outrider_server.domain.access import Caller
 from outrider_server.domain.errors import OutriderError, Unavailable
 from outrider_server.domain.frame import FrameResult
 from outrider_server.pipeline.admission import Admission
+from outrider_server.telemetry.counters import HomesCounters
 
 
 class PortionRouter:
@@ -24,12 +25,14 @@ class PortionRouter:
         admission: Admission,
         peers: Peers,
         *,
+        counters: HomesCounters,
         seconds: Callable[[], float],
         wrong: Callable[[Sequence[str]], None],
     ) -> None:
         self._caller = caller
         self._admission = admission
         self._peers = peers
+        self._counters = counters
         self._seconds = seconds
         self._wrong = wrong
         self._links: dict[str, Link] = {}
@@ -95,6 +98,7 @@ class PortionRouter:
             link = self._links[address] = Link(
                 self._peers, address, self._caller, producer, session, seconds=self._seconds
             )
+        self._counters.portions_passed_on += 1
         places: Sequence[int] = ()
         if len(part.places) < len(frame.events):
             places = part.places

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from outrider_server.domain.delivery import HELD_BACK_US
 from outrider_server.policy.plans import FoundRow
 from outrider_server.storage.database import Connection
 from outrider_server.storage.queries import load
@@ -27,9 +28,11 @@ async def count(connection: Connection, shards: list[int]) -> list[OwedCount]:
     return [OwedCount(*row) for row in await connection.fetch(load("count_owed"), shards)]
 
 
-async def total(connection: Connection, shards: list[int]) -> int:
-    """Deliveries owed, over these shards."""
-    return int(await connection.fetchval(load("sum_owed"), shards))
+async def total(connection: Connection, shards: list[int]) -> tuple[int, int]:
+    """Deliveries owed over these shards, and those of them that are held back."""
+    row = await connection.fetchrow(load("sum_owed"), shards, HELD_BACK_US)
+    assert row is not None
+    return row["owed"], row["held_back"]
 
 
 async def find_backlog(

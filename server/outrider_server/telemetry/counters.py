@@ -225,6 +225,25 @@ class CatchUpCounters:
 
 
 @dataclass(slots=True)
+class HomesCounters:
+    """What moved between nodes: frames and calls that belonged elsewhere, and shards."""
+
+    portions_passed_on: int = counter(
+        "Frames, or parts of them, passed on to their tenants' homes."
+    )
+    portions_taken: int = counter("Frames, or parts of them, that other nodes passed on.")
+    calls_passed_on: int = counter("Single calls passed on to their tenants' homes.")
+    shards_taken: int = counter("Shards taken over, whoever held them before.")
+    shards_handed_off: int = counter("Shards given up in order.")
+    shards_kept: int = counter(
+        "Hand-offs for balance given up because requests did not end in time."
+    )
+    adopt_seconds: Histogram = histogram(
+        "From taking shards to serving them.", DELIVERY_BOUNDS_SECONDS
+    )
+
+
+@dataclass(slots=True)
 class PruneCounters:
     """What retention did."""
 
@@ -268,5 +287,8 @@ class Gauges:
     persist_events_waiting: Reading | None = gauge("Events that wait for a commit.")
     streams_open: Reading | None = gauge("Publish streams open.")
     shards_owned: Reading | None = gauge("Shards that this node owns.")
+    held_back_deliveries: Reading | None = gauge(
+        "Deliveries that wait for a person, because their shards' owners kept crashing."
+    )
     lease_remaining_seconds: Reading | None = gauge("Time until this node would stop sending.")
     free_disk_bytes: Reading | None = gauge("Free disk at the database, where it can be seen.")

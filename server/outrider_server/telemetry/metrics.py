@@ -32,6 +32,7 @@ from outrider_server.telemetry.counters import (
     DeliverCounters,
     Gauges,
     Histogram,
+    HomesCounters,
     IngestCounters,
     LaneCounters,
     MatchCounters,
@@ -84,6 +85,7 @@ class Metrics:
         self.deliver = DeliverCounters()
         self.record = RecordCounters()
         self.catch_up = CatchUpCounters()
+        self.homes = HomesCounters()
         self.prune = PruneCounters()
         self.api = ApiCounters()
         self.telemetry = TelemetryCounters()
@@ -151,6 +153,7 @@ class Metrics:
             ("deliver", self.deliver),
             ("record", self.record),
             ("catch_up", self.catch_up),
+            ("homes", self.homes),
             ("prune", self.prune),
             ("api", self.api),
             ("telemetry", self.telemetry),

@@ -17,6 +17,7 @@ from outrider_server.pipeline.tenure import Tenure
 from outrider_server.policy.assignment import Assignment, View
 from outrider_server.storage import shards
 from outrider_server.storage.database import DedicatedConnection
+from outrider_server.telemetry.counters import HomesCounters
 from outrider_server.upkeep.lease import Lease
 
 LOOK_SECONDS = 0.5
@@ -42,6 +43,7 @@ class Moves:
         renew_seconds: float,
         crash_seconds: float,
         orderly: bool,
+        counters: HomesCounters,
         settled: Callable[[View], None],
     ) -> None:
         self._tenure = tenure
@@ -54,6 +56,7 @@ class Moves:
         self._renew_seconds = renew_seconds
         self._crash_seconds = crash_seconds
         self._orderly = orderly
+        self._counters = counters
         self._settled = settled
         self._look_now = asyncio.Event()
         self._moving = asyncio.Lock()
@@ -125,6 +128,8 @@ class Moves:
                 shards=held_back,
                 why="their owners kept ending over them; what they owe waits until `outrider-server let-go`",
             )
+        self._counters.shards_taken += len(taken)
+        self._counters.adopt_seconds.observe(self._monotonic() - started)
         log.info(
             "shards.taken",
             shards=len(taken),
@@ -151,7 +156,10 @@ class Moves:
         async def give(shard: int, epoch: int) -> None:
             await shards.release(self._connection, self._lease.node, [(shard, epoch, target)])
 
-        return await self._tenure.release(shard, give, seconds_max=seconds_max, forced=forced)
+        given = await self._tenure.release(shard, give, seconds_max=seconds_max, forced=forced)
+        self._counters.shards_handed_off += given
+        self._counters.shards_kept += not given
+        return given
 
     def _told(self, *_: object) -> None:
         self._look_now.set()

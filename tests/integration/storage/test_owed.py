@@ -81,9 +81,9 @@ async def test_counts_tell_the_backlog_and_the_first_retry(
         OwedCount(5, 11, 1, 1, 200),
     ]
     assert await storage.count(connection, [6, 7]) == [OwedCount(6, 20, 2, 1, None)]
-    assert await storage.total(connection, [5, 6]) == 8
-    assert await storage.total(connection, [6, 7]) == 1
-    assert await storage.total(connection, []) == 0
+    assert await storage.total(connection, [5, 6]) == (8, 0)
+    assert await storage.total(connection, [6, 7]) == (1, 0)
+    assert await storage.total(connection, []) == (0, 0)
 
 
 async def test_a_shards_rows_are_not_taken_for_anothers(

@@ -125,7 +125,7 @@ def test_every_stage_of_the_metrics_is_exposed() -> None:
     metrics = Metrics()
     held = {id(instrument.holder) for instrument in (*metrics.counted, *metrics.levels)}
     stages = [v for v in vars(metrics).values() if hasattr(v, "__dataclass_fields__")]
-    assert len(stages) == 11
+    assert len(stages) == 12
     assert {id(stage) for stage in stages} == held
     assert sum(len(fields(stage)) for stage in stages) == len(metrics.counted) + len(metrics.levels)
 
