@@ -381,3 +381,66 @@ async def test_a_producer_whose_row_is_ahead_is_read_again(node: RunningNode) ->
         assert not errors_of(ack.results)
         await stream.publish(3, [event()])
     assert len(await node.stored()) == 2
+
+
+async def two_tenants(node: RunningNode) -> tuple[int, int]:
+    """The ids of two tenants of different shards."""
+    await node.tenant("a")
+    await node.tenant("b")
+    directory = node.tenure.parts.directory
+    assert directory.by_name["a"].shard != directory.by_name["b"].shard
+    return directory.by_name["a"].id, directory.by_name["b"].id
+
+
+async def put(
+    node: RunningNode, number: int, previous: dict[int, int], *events: tuple[int, bytes, int]
+) -> asyncio.Future[FrameResult]:
+    """Queue the part of a frame that holds these (tenant, data, place); `previous` by tenant."""
+    tenure = node.tenure
+    by_id = tenure.parts.directory.by_id
+    made = [checked(tenure, data, tenant=by_id[tenant].name) for tenant, data, _ in events]
+    for one in made:
+        one.shard = by_id[one.tenant].shard
+    shards = {one.shard for one in made}
+    portion = Portion(made, [by_id[one.tenant] for one in made], [e[2] for e in events], shards)
+    portion.previous = {by_id[tenant].shard: last for tenant, last in previous.items()}
+    known = await tenure.session("p", shards)
+    answer: asyncio.Future[FrameResult] = asyncio.get_running_loop().create_future()
+    tenure.persister.submit(PendingFrame(known, 1, number, portion, [], answer, large=False))
+    return answer
+
+
+async def test_a_frame_that_was_stored_in_some_shards_only_is_completed_when_it_comes_again(
+    node: RunningNode,
+) -> None:
+    a, b = await two_tenants(node)
+    part = await soon(await put(node, 1, {a: 0}, (a, b"1", 0), (a, b"2", 2)))
+    whole = (a, b"1", 0), (b, b"3", 1), (a, b"2", 2), (b, b"4", 3)
+    answer = await soon(await put(node, 1, {a: 0, b: 0}, *whole))
+    assert part.ranges[0] in answer.ranges
+    assert [(name, count) for name, _, count in answer.ranges] == [("b", 2), ("a", 2)]
+    again = await soon(await put(node, 1, {a: 0, b: 0}, *whole))
+    assert again.duplicate
+    assert sorted(again.ranges) == sorted(answer.ranges)
+    # Also where only one of its shards is asked, and after the node has forgotten what it knew.
+    await node.restart()
+    only = await soon(await put(node, 1, {b: 0}, (b, b"3", 1), (b, b"4", 3)))
+    assert only.duplicate
+    assert [name for name, _, _ in only.ranges] == ["b"]
+    assert len(await node.stored("a")) == len(await node.stored("b")) == 2
+
+
+async def test_a_frame_is_taken_by_a_shard_only_after_the_one_before_it_there(
+    node: RunningNode,
+) -> None:
+    a, b = await two_tenants(node)
+    await soon(await put(node, 1, {a: 0}, (a, b"1", 0)))
+    # Frame 2 was for b alone and has not come: a does not care, b does.
+    await soon(await put(node, 3, {a: 1}, (a, b"3", 0)))
+    late = await put(node, 4, {a: 3, b: 2}, (a, b"4", 0), (b, b"4", 1))
+    assert await reason(late) == "FRAME_OUT_OF_SEQUENCE"
+    await soon(await put(node, 2, {b: 0}, (b, b"2", 0)))
+    answer = await soon(await put(node, 4, {a: 3, b: 2}, (a, b"4", 0), (b, b"4", 1)))
+    assert not answer.duplicate
+    assert [int(row["data"]) for row in (await node.stored("a")).values()] == [1, 3, 4]
+    assert [int(row["data"]) for row in (await node.stored("b")).values()] == [2, 4]
