@@ -34,6 +34,20 @@ async def test_commands_work_beside_a_running_server(fresh_state: Template) -> N
         migrated = running.run_command("migrate")
         assert (migrated.returncode, migrated.stdout.strip()) == (0, "up to date"), migrated.stderr
 
+        nodes = running.run_command("nodes")
+        assert nodes.returncode == 0, nodes.stderr
+        head, *rows = nodes.stdout.splitlines()
+        assert head.split()[:4] == ["node", "address", "lease", "shards"]
+        (row,) = rows
+        assert row.split()[4:6] == ["64", "0"]  # behind name, address, and the lease in seconds
+        by_shard = running.run_command("nodes", "--shards").stdout.splitlines()
+        assert len(by_shard) == 65
+        assert by_shard[1].split()[0] == "0"
+        let_go = running.run_command("let-go")
+        assert (let_go.returncode, let_go.stdout.strip()) == (1, "nothing is held back")
+        wrong = running.run_command("let-go", "--shard", "64")
+        assert wrong.returncode == 2
+
         again = running.run_command("create-admin-key", "--name", "beside")
         assert again.returncode == 1
         assert len(again.stderr.splitlines()) == 1

@@ -65,7 +65,7 @@ def test_a_key_that_could_never_be_used_is_not_made(
     assert not state.exists()
 
 
-@pytest.mark.parametrize("command", ["balance", "migrate", "create-admin-key"])
+@pytest.mark.parametrize("command", ["balance", "migrate", "create-admin-key", "nodes", "let-go"])
 def test_a_database_that_refuses_is_told_by_its_place_and_without_password(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,4 +170,4 @@ def test_the_number_of_workers_can_be_given_on_the_command_line(
     assert "--workers" in shown
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "\n    node" not in capsys.readouterr().out
+    assert "\n    node " not in capsys.readouterr().out
