@@ -183,6 +183,13 @@ def _parser() -> argparse.ArgumentParser:
     number("--endpoint-linger-ms", float, "how long an event waits for its batch")
     number("--batch", int, "events of a request at most (default 100)", "batch_events")
     number("--outstanding", int, "closed loop: events published and not yet delivered")
+    common.add_argument(
+        "--ignore-homes",
+        dest="follow_homes",
+        action="store_const",
+        const=False,
+        help="with several workers: publishers stay where they are, and frames are passed on",
+    )
     common.add_argument("--target", help="host:port of a server on this machine that runs already")
     common.add_argument("--key", help="its system admin's key (or OUTRIDER_API_KEY)")
     common.add_argument("--admin", help="its admin port, host:port (default: target's port + 1)")

@@ -136,7 +136,7 @@ class Load:
                 specification["key"],
                 f"bench-{specification['mark']}-{number}",
                 plan.publisher_linger_ms,
-                follow_homes=specification.get("follow_homes", True),
+                follow_homes=plan.follow_homes,
             )
             for number in range(self.index, plan.producers, plan.generators)
         ]

@@ -40,7 +40,10 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run. `rate` 0 is a closed loop: publish as fast as deliveries come out, `outstanding` events ahead of them."""
+    """One run. `rate` 0 is a closed loop: publish as fast as deliveries come out, `outstanding` events ahead of them.
+
+    `follow_homes`: publishers go to the nodes where their tenants live; else what lands elsewhere is passed on.
+    """
 
     scenario: str
     rate: float
@@ -61,6 +64,7 @@ class Plan:
     copies: int = 1
     single: bool = False
     large: bool = False
+    follow_homes: bool = True
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
