@@ -3,7 +3,7 @@
 
 SHELL = /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup generate check test bench run lock clean
+.PHONY: help setup generate check test faults bench run lock clean
 
 # Only where it was given: an environment that is whole stays as it is whatever Python made it.
 ifneq ($(PYTHON),)
@@ -29,6 +29,9 @@ check: ## Format, lint, types, rooms, protos, stubs, locks. ARGS="types lint" ru
 
 test: setup ## Run every test against real Postgres. ARGS="tests/unit -k lane" runs fewer.
 	@sh tools/test.sh "$(OLDEST_POSTGRES_BIN)" $(ARGS)
+
+faults: setup ## Every fault in its long form, 200 kills in each kill loop: one to two hours. ARGS="NAME --seed 3" runs one.
+	@.venv/bin/python -m tests.faults --long --kills 200 $(ARGS)
 
 bench: setup ## Measure on this machine: batched, single, latency at a fixed rate.
 	@.venv/bin/python -m benchmarks suite $(ARGS)

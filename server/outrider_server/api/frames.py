@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 from zlib import crc32
@@ -80,8 +80,12 @@ class FrameReader:
             await self._homes.look_up(ids=[reaches])
         split = self._read(messages, tenant)
         if split.unknown:
-            await self._homes.look_up(split.unknown)
-            split = self._read(messages, tenant, final=True)
+            asked = split.unknown
+            absent = asked - await self._homes.look_up(asked)
+            split = self._read(messages, tenant, absent)
+            # What was known when it began may have been forgotten meanwhile: that says nothing of whether it exists.
+            if split.unknown:
+                raise _not_here()
         portion = split.portion
         if producer is not None and not (portion.shards or split.elsewhere or split.homeless):
             self._place_empty(split, crc32(producer.encode()) % SHARD_COUNT)
@@ -91,13 +95,13 @@ class FrameReader:
         self, messages: Sequence[EventMessage], tenant: str, places: Sequence[int]
     ) -> Portion:
         """A portion that another node passed on; raises where it does not live here."""
-        split = self._read(messages, tenant, final=True)
-        if split.elsewhere or split.homeless:
-            raise Unavailable(
-                "NOT_READY",
-                "a tenant of this frame does not live here",
-                retry_after_seconds=0.2,
-            )
+        # Whoever passed it on knows that its tenants exist; here only those are known that live here, or did.
+        reaches = self._caller.tenant
+        if reaches is not None and self._own_name() is None:
+            raise _not_here()
+        split = self._read(messages, tenant)
+        if split.elsewhere or split.homeless or split.unknown:
+            raise _not_here()
         portion = split.portion
         for refusal in portion.refusals if places else ():
             refusal.index = places[refusal.index]
@@ -111,7 +115,10 @@ class FrameReader:
         entry = self._directory.by_id.get(reaches) or self._homes.by_id.get(reaches)
         return entry.name if entry is not None else None
 
-    def _read(self, messages: Sequence[EventMessage], tenant: str, *, final: bool = False) -> Split:
+    def _read(
+        self, messages: Sequence[EventMessage], tenant: str, absent: Collection[str] = ()
+    ) -> Split:
+        """`absent`: tenants that were asked for and do not exist."""
         events: list[Event] = []
         entries: list[TenantEntry] = []
         places: list[int] = []
@@ -133,7 +140,7 @@ class FrameReader:
                         "TENANT_OUT_OF_SCOPE",
                         f"the API key does not reach tenant {name!r}",
                     )
-                elif not final:
+                elif name not in absent:
                     split.unknown.add(name)
                     continue
                 else:
@@ -200,6 +207,12 @@ class FrameReader:
             split.homeless.add(shard)
         else:
             split.elsewhere[address] = Elsewhere(shards={shard})
+
+
+def _not_here() -> Unavailable:
+    return Unavailable(
+        "NOT_READY", "a tenant of this frame does not live here", retry_after_seconds=0.2
+    )
 
 
 def _time_us(message: EventMessage) -> int:

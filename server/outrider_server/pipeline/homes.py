@@ -40,7 +40,7 @@ class Homes:
         self.by_id: dict[int, Home] = {}
         self.view = View((), ())
         self._addresses: list[str | None] = [None] * SHARD_COUNT
-        self._asking: dict[tuple[tuple[str, ...], tuple[int, ...]], asyncio.Future[None]] = {}
+        self._asking: dict[tuple[tuple[str, ...], tuple[int, ...]], asyncio.Future[set[str]]] = {}
 
     def looked(self, view: View) -> None:
         """Take over what a look at the log showed."""
@@ -61,19 +61,20 @@ class Homes:
             if home is not None:
                 self.by_id.pop(home.id, None)
 
-    async def look_up(self, names: Collection[str] = (), ids: Collection[int] = ()) -> None:
-        """Ask the log for tenants that are not known. Those that do not exist stay unknown."""
+    async def look_up(self, names: Collection[str] = (), ids: Collection[int] = ()) -> set[str]:
+        """Ask the log for tenants that are not known; returns the names that exist. The others stay unknown."""
         key = (tuple(sorted(names)), tuple(sorted(ids)))
         asking = self._asking.get(key)
         if asking is None:
             asking = self._asking[key] = asyncio.ensure_future(self._look_up(names, ids))
             asking.add_done_callback(lambda _: self._asking.pop(key, None))
-        await asyncio.shield(asking)
+        return await asyncio.shield(asking)
 
-    async def _look_up(self, names: Collection[str], ids: Collection[int]) -> None:
+    async def _look_up(self, names: Collection[str], ids: Collection[int]) -> set[str]:
         found = await self._find(names, ids)
         if len(self.by_name) + len(found) > TENANTS_MAX:
             self.by_name.clear()
             self.by_id.clear()
         for number, name, shards in found:
             self.by_name[name] = self.by_id[number] = Home(number, name, shards)
+        return {name for _, name, _ in found}

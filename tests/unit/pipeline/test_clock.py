@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from outrider_server.pipeline.clock import DatabaseClock
 
 
@@ -15,3 +19,11 @@ def test_it_is_the_local_clock_until_measured_and_then_corrected_by_half_the_way
     assert clock.now_us() == 5_000_250
     clock.measured(1_000_000, 400, 1_000_000)
     assert clock.now_us() == 450
+
+
+def test_who_sets_the_machines_clock_does_not_set_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = DatabaseClock()
+    before, wall_ns = clock.now_us(), time.time_ns
+    assert abs(before - wall_ns() // 1000) < 60_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: wall_ns() + 3_600 * 10**9)
+    assert 0 <= clock.now_us() - before < 60_000_000
