@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "server" / "outrider_server"
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELIABILITY.md")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 TEST = re.compile(r"`(tests/[\w/]+\.py)::([\w:]+)`")
 

@@ -235,6 +235,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller must get a status and the log the trace
+            if context.done():
+                return  # the caller left: what failed is our telling them
             code = grpc.StatusCode.INTERNAL.name
             reference = self._random(6).hex()
             errors.log_unexpected(error, method, reference)
