@@ -169,6 +169,7 @@ class Node:
                 large=large,
                 metrics=self.metrics,
                 monotonic=time.monotonic,
+                now_us=self._clock.now_us,
             )
             self._homes = Homes(settings.node_name, self._find_homes)
             self._build_api()
@@ -380,6 +381,16 @@ class Node:
             self._close_door()
             failures = 0 if began else min(failures + 1, len(BACK_OFF_SECONDS) - 1)
             await self._pause(BACK_OFF_SECONDS[failures])
+        await self._end_lease()
+
+    async def _end_lease(self) -> None:
+        """Whatever became of the last tenure: nobody needs to wait for this node any more."""
+        with contextlib.suppress(Exception):
+            connection = await self._connect("lease", durable=True)
+            try:
+                await self._lease.end(connection)
+            finally:
+                await connection.close()
 
     async def _pause(self, seconds: float) -> bool:
         """Let time pass; true, at once, when the node is to stop."""
@@ -471,8 +482,6 @@ class Node:
 
             async with open_tenure(parts, upkeep) as tenure:
                 await self._serve(tenure, lease)
-            if self._stop.is_set():
-                await self._lease.end(lease)
 
     def _moves_of(self, tenure: Tenure, connection: DedicatedConnection) -> Moves:
         settings = self.settings
@@ -520,14 +529,13 @@ class Node:
     async def _serve(self, tenure: Tenure, lease: DedicatedConnection) -> None:
         await self._stop.wait()
         self._log.info("node.draining")
-        # Others are told before the door closes here: what is refused can go somewhere else at once.
+        # Others are told first: who is sent away can go somewhere else at once. Whoever is here is served to the end.
+        self._admission.draining = True
         self._lease.draining = True
         await self._lease.renew(lease, tenure.epochs)
-        self._admission.draining = True
         self._api.health.set_serving(False)
         with contextlib.suppress(Exception):
             await self._ingest.go_away()
-        await tenure.persister.drained()
         assert self._moves is not None
         await self._moves.drain(self.settings.drain_seconds)
 
@@ -676,7 +684,7 @@ class Node:
 
     def readiness(self) -> tuple[bool, str]:
         """Whether this node takes work, and if not, why not."""
-        closed = self._admission.closed()
+        closed = self._admission.closed_to_newcomers()
         if closed is None:
             return True, "ready"
         return False, self._problem or closed.message

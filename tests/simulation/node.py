@@ -376,6 +376,7 @@ class SimulatedNode:
             large=cast(LargeEvents, InProcessLargeEvents(ingest, store.latency.statement)),
             metrics=self.metrics,
             monotonic=loop.time,
+            now_us=self._clock.now_us,
         )
         self._homes = Homes(name, self._find_homes)
         self.service = IngestService(
@@ -508,6 +509,12 @@ class SimulatedNode:
             self.admission.tenure = None
             failures = 0 if began else min(failures + 1, len(BACK_OFF_SECONDS) - 1)
             await self._pause(BACK_OFF_SECONDS[failures])
+        with contextlib.suppress(Exception):
+            connection = await self._connect("lease", durable=True)
+            try:
+                await self.lease.end(connection)
+            finally:
+                await connection.close()
         watching.cancel()
 
     async def _pause(self, seconds: float) -> bool:
@@ -542,8 +549,6 @@ class SimulatedNode:
             self.tenures += 1
             async with open_tenure(self._parts, upkeep) as tenure:
                 await self._serve(tenure, lease)
-            if self._stop.is_set():
-                await self.lease.end(lease)
 
     def _moves_of(self, tenure: Tenure, connection: Any) -> Moves:
         async def load(shards: Collection[int]) -> Any:
@@ -577,12 +582,11 @@ class SimulatedNode:
 
     async def _serve(self, tenure: Tenure, lease: Any) -> None:
         await self._stop.wait()
+        self.admission.draining = True
         self.lease.draining = True
         await self.lease.renew(lease, tenure.epochs)
-        self.admission.draining = True
         with contextlib.suppress(Exception):
             await self.service.go_away()
-        await tenure.persister.drained()
         assert self._moves is not None
         await self._moves.drain(DRAIN_SECONDS)
 

@@ -119,7 +119,6 @@ class TenantRow(NamedTuple):
     config_version: int = 1
     deleted: bool = False
     former_shards: tuple[int, ...] = ()
-    frozen: bool = False
 
 
 @dataclass(slots=True)

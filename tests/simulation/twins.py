@@ -274,6 +274,18 @@ def read_frames(
     ]
 
 
+_FIRST_FRAME = rows_of("number", "at")
+
+
+@statement()
+def first_frame(store: Store, session: Session, producer: str, number: int) -> Any:
+    numbers = [
+        key[2] for key in store.visible(session, "producer_frame") if key[:2] == (producer, number)
+    ]
+    # No world lasts as long as answers are kept, so whatever its answer is, it came lately.
+    return [_FIRST_FRAME((min(numbers), store.now_us() << 10))] if numbers else []
+
+
 # Records.
 
 
@@ -682,7 +694,10 @@ def hold_back(store: Store, session: Session, shards: list[int], due_us: int) ->
     for shard in shards:
         row = store.visible(session, "shard")[shard]
         _write(session, "shard", shard, row._replace(crashes=0))
-        _due_at(store, session, shard, None, due_us)
+        soon = store.now_us() + 60_000_000
+        for key, owing in store.visible(session, "owed").items():
+            if owing.shard == shard and owing.due_us <= soon:
+                _write(session, "owed", key, owing._replace(due_us=due_us))
     store.held_back = True
     store.loop.note("hold back", shards)
     return []
@@ -775,7 +790,7 @@ def find_homes(store: Store, session: Session, names: list[str], ids: list[int])
 # Configuration.
 
 _TENANT = rows_of(
-    "id", "name", "shard", "shards", "former_shards", "frozen", "spread_at", "display_name", "strict_types", "config_version", "now",
+    "id", "name", "shard", "shards", "former_shards", "frozen_until", "spread_at", "display_name", "strict_types", "config_version", "now",
 )  # fmt: skip
 
 
@@ -790,7 +805,7 @@ def load_tenants(store: Store, session: Session, tenant: int | None, shards: lis
                 row.shards[0],
                 list(row.shards),
                 list(row.former_shards),
-                row.frozen,
+                None,
                 None,
                 "",
                 False,

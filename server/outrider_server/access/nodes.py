@@ -4,14 +4,14 @@
     node -> caller:  outrider-node-proof: a MAC of the nonce, before anything of the call is sent
 
 Rule: nothing of a tenant leaves for a peer that has not proved that it knows the keys, and nothing is done for one. What
-was asked once is not answered twice: a token names its receiver, holds for a minute, and its nonce is remembered for that.
+was asked once is not answered twice: a token names its receiver, holds for a minute before and after its time, and its
+nonce is remembered for as long as it could be accepted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 
 import orjson
@@ -24,8 +24,10 @@ ASKED_MAC = "outrider-node-mac"
 PROOF = "outrider-node-proof"
 
 TOKEN_SECONDS_MAX = 60
-NONCES_MAX = 100_000
+NONCES_MAX = 300_000
 NONCE_BYTES = 16
+
+_SECOND_US = 1_000_000
 
 
 class NodeAuthenticator:
@@ -44,7 +46,10 @@ class NodeAuthenticator:
         self._keys = [hmac.digest(key, b"outrider node authentication", "sha256") for key in keys]
         self._now_us = now_us
         self._random = random
-        self._nonces: OrderedDict[str, int] = OrderedDict()
+        # By the second of their tokens' times: tokens come in any order, and end with their second.
+        self._nonces: dict[int, set[bytes]] = {}
+        self._nonces_count = 0
+        self._forgotten_s = 0
 
     def ask(self, address: str, method: str, caller: Caller) -> tuple[list[tuple[str, str]], str]:
         """The metadata of a call to the node at `address` on behalf of `caller`; and its nonce."""
@@ -58,31 +63,43 @@ class NodeAuthenticator:
         """Who calls through another node, and the proof to send; raises Unauthenticated."""
         asked = metadata[ASKED]
         given = metadata.get(ASKED_MAC, "")
-        key = next((k for k in self._keys if hmac.compare_digest(_mac(k, asked), given)), None)
+        key = next((k for k in self._keys if _is_same(_mac(k, asked), given)), None)
         if key is None:
             raise _refused("the peer does not share this installation's keys")
         to, of, at_us, nonce, key_id, role, tenant = orjson.loads(asked)
         if (to, of) != (address, method):
             raise _refused("the call was meant for another node")
         now_us = self._now_us()
-        if abs(now_us - at_us) > TOKEN_SECONDS_MAX * 1_000_000:
+        if abs(now_us - at_us) > TOKEN_SECONDS_MAX * _SECOND_US:
             raise _refused("the call is too old, or the clocks differ")
-        self._remember(nonce, now_us)
+        self._remember(bytes.fromhex(nonce), at_us, now_us)
         return Caller(key_id, Role(role), tenant), _proof(key, nonce)
 
     def is_proof(self, nonce: str, proof: str) -> bool:
         """Whether a peer that answered so knows the keys."""
-        return any(hmac.compare_digest(_proof(key, nonce), proof) for key in self._keys)
+        return any(_is_same(_proof(key, nonce), proof) for key in self._keys)
 
-    def _remember(self, nonce: str, now_us: int) -> None:
-        nonces = self._nonces
-        while nonces and next(iter(nonces.values())) < now_us - 2 * TOKEN_SECONDS_MAX * 1_000_000:
-            nonces.popitem(last=False)
+    def _remember(self, nonce: bytes, at_us: int, now_us: int) -> None:
+        over_s = (now_us - TOKEN_SECONDS_MAX * _SECOND_US) // _SECOND_US
+        if over_s > self._forgotten_s:
+            self._forgotten_s = over_s
+            for second in [second for second in self._nonces if second < over_s]:
+                self._nonces_count -= len(self._nonces.pop(second))
+        second = at_us // _SECOND_US
+        if second < self._forgotten_s:  # the clock was set back: nobody knows whether it came
+            raise _refused("the call is too old, or the clocks differ")
+        nonces = self._nonces.setdefault(second, set())
         if nonce in nonces:
             raise _refused("the call came before")
-        if len(nonces) >= NONCES_MAX:
+        if self._nonces_count >= NONCES_MAX:
             raise _refused("too many calls between nodes")
-        nonces[nonce] = now_us
+        nonces.add(nonce)
+        self._nonces_count += 1
+
+
+def _is_same(expected: str, given: str) -> bool:
+    # As bytes: what was given may hold anything, and texts are compared only in ASCII.
+    return hmac.compare_digest(expected.encode(), given.encode())
 
 
 def _mac(key: bytes, text: str) -> str:

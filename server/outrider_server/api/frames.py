@@ -23,23 +23,27 @@ _REASON_PREFIX = "ERROR_REASON_"
 
 @dataclass(slots=True)
 class Elsewhere:
-    """The part of a frame that lives on another node: the places of its events, and the shards they go to."""
+    """The part of a frame that lives on another node: the places of its events, and the shards they go to.
+
+    `settled`: those of its tenants that live nowhere else, so that a publisher can go there.
+    """
 
     places: list[int] = field(default_factory=list)
     shards: set[int] = field(default_factory=set)
     tenants: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class Split:
     """A frame by homes. `portion` lives here; `elsewhere` by the address of its node.
 
-    `homeless`: shards that nobody holds at the moment. `unknown`: tenants that have to be looked up first.
+    `homeless`: tenants whose shard nobody holds at the moment. `unknown`: tenants that have to be looked up first.
     """
 
     portion: Portion
     elsewhere: dict[str, Elsewhere]
-    homeless: set[int]
+    homeless: set[str]
     unknown: set[str]
 
     def shards(self) -> frozenset[int]:
@@ -152,7 +156,7 @@ class FrameReader:
                 shard = shard_for(home.shards, message.key, message.idempotency_key, data)
                 here = self._holds(shard)
             if not here or entry is None:
-                self._place(split, shard, index, name if len(home.shards) == 1 else None)
+                self._place(split, shard, index, name, settled=len(home.shards) == 1)
                 continue
             event = Event(
                 entry.id,
@@ -187,16 +191,17 @@ class FrameReader:
             return None, None, -1, False
         return entry, home, home.shards[0], self._holds(home.shards[0])
 
-    def _place(self, split: Split, shard: int, index: int, tenant: str | None) -> None:
+    def _place(self, split: Split, shard: int, index: int, tenant: str, *, settled: bool) -> None:
         address = self._homes.address_of(shard)
         if address is None:
-            split.homeless.add(shard)
+            split.homeless.add(tenant)
             return
         part = split.elsewhere.setdefault(address, Elsewhere())
         part.places.append(index)
         part.shards.add(shard)
-        if tenant is not None:  # a split tenant has no home that would save a detour
-            part.tenants.add(tenant)
+        part.tenants.add(tenant)
+        if settled:
+            part.settled.add(tenant)
 
     def _place_empty(self, split: Split, shard: int) -> None:
         if self._holds(shard):
@@ -204,7 +209,7 @@ class FrameReader:
             return
         address = self._homes.address_of(shard)
         if address is None:
-            split.homeless.add(shard)
+            split.homeless.add("")
         else:
             split.elsewhere[address] = Elsewhere(shards={shard})
 

@@ -50,7 +50,7 @@ class PortionRouter:
         if closed is not None:
             raise closed
         if split.homeless:
-            self._wrong([])
+            self._wrong(sorted(split.homeless))
             raise Unavailable(
                 "NOT_READY",
                 "a shard that this belongs to is on its way to another node",
@@ -68,15 +68,16 @@ class PortionRouter:
         homes = [
             (tenant, address)
             for address, part in split.elsewhere.items()
-            for tenant in sorted(part.tenants)
+            for tenant in sorted(part.settled)
         ]
+        elsewhere = sorted(set().union(*(part.tenants for part in split.elsewhere.values())))
         known = FrameResult(refusals=portion.refusals, duplicate=True, homes=homes)
         if portion.shards:
             try:
                 parts.append(await self._admission.submit(producer, session, frame.number, portion))
             except OutriderError as error:
                 parts.append(_failed(error))
-        return asyncio.ensure_future(self._joined(parts, known, frame))
+        return asyncio.ensure_future(self._joined(parts, known, elsewhere, frame))
 
     async def close(self) -> None:
         """End the links."""
@@ -115,13 +116,14 @@ class PortionRouter:
         self,
         parts: Sequence[asyncio.Future[FrameResult]],
         known: FrameResult,
+        elsewhere: Sequence[str],
         frame: ingest_service_pb2.Frame,
     ) -> FrameResult:
         """All answers as one. What is refused anywhere is refused as a whole, and comes again as a whole."""
         answers = await asyncio.gather(*parts, return_exceptions=True)
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
         if errors:
-            self._wrong([tenant for tenant, _ in known.homes])
+            self._wrong(elsewhere)
             raise min(errors, key=lambda error: isinstance(error, Unavailable))
         result = known
         for answer in answers:

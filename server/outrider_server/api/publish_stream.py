@@ -58,13 +58,17 @@ class StreamLimits:
 
 @dataclass(slots=True)
 class _Unanswered:
-    """A frame that was read and is not answered. `release` gives its room in the node's budget back."""
+    """A frame that was read and is not answered. `release` gives its room in the node's budget back.
+
+    `attempt` counts how often the producer had gone back to a refused frame when it was read.
+    """
 
     number: int
     size: int
     release: Callable[[], None]
     answer: asyncio.Future[FrameResult]
     shards: frozenset[int]
+    attempt: int
 
 
 class PublishStream:
@@ -99,6 +103,7 @@ class PublishStream:
         self._bytes = 0
         self._granted = 0
         self._refused: int | None = None
+        self._attempt = 0
         self._last = 0
         self._sent: dict[int, int] = {}
         self._settled: dict[int, int] = {}
@@ -229,7 +234,9 @@ class PublishStream:
             release()
             raise
         answer.add_done_callback(partial(self._note_refusal, frame.number))
-        self._answers.put_nowait(_Unanswered(frame.number, size, release, answer, shards))
+        self._answers.put_nowait(
+            _Unanswered(frame.number, size, release, answer, shards, self._attempt)
+        )
 
     def _precede(self, number: int, shards: Collection[int]) -> dict[int, int]:
         """For each shard the number of the stream's frame before this one that had something for it; 0 for none.
@@ -261,6 +268,7 @@ class PublishStream:
                 "FRAME_OUT_OF_SEQUENCE", f"frame {self._refused} was refused and comes first"
             )
         self._refused = None
+        self._attempt += 1
 
     def _note_refusal(self, number: int, answer: asyncio.Future[FrameResult]) -> None:
         error = None if answer.cancelled() else answer.exception()
@@ -312,17 +320,27 @@ class PublishStream:
         return granted
 
     async def _write_answers(self) -> None:
+        refused_in = -1
         while (unanswered := await self._answers.get()) is not None:
+            number = unanswered.number
             try:
-                response = ack_of(unanswered.number, await unanswered.answer)
-                for shard in unanswered.shards:
-                    self._settled[shard] = unanswered.number
+                result = await unanswered.answer
+                if unanswered.attempt == refused_in:
+                    # A frame before it was refused. It may be stored, in shards that the other one does not concern; the
+                    # producer is told in order, and learns of it when it comes again.
+                    response = _refusal(number, _behind())
+                else:
+                    response = ack_of(number, result)
+                    for shard in unanswered.shards:
+                        self._settled[shard] = number
             except (
                 Aborted
             ):  # a later session took over: no frame of this stream can be taken any more
                 raise
             except OutriderError as error:
-                response = _refusal(unanswered.number, error)
+                if error.reason != "FRAME_OUT_OF_SEQUENCE":
+                    refused_in = unanswered.attempt
+                response = _refusal(number, error)
             finally:
                 unanswered.release()
             self._frames -= 1
@@ -357,6 +375,10 @@ def _refusal(number: int, error: OutriderError) -> ingest_service_pb2.PublishStr
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         refused.retry_after.CopyFrom(delay)
     return ingest_service_pb2.PublishStreamResponse(refused=refused)
+
+
+def _behind() -> Unavailable:
+    return Unavailable("FRAME_OUT_OF_SEQUENCE", "an earlier frame was refused and comes first")
 
 
 def _failed(error: OutriderError) -> asyncio.Future[FrameResult]:

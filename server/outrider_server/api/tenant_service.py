@@ -23,6 +23,7 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TenantService"].full_name
 
 SPREAD_SECONDS_MAX = 10.0
 SPREAD_POLL_SECONDS = 0.1
+FROZEN_SECONDS = 2 * SPREAD_SECONDS_MAX
 CHANGEABLE = ("display_name", "strict_types", "shards")
 
 
@@ -112,7 +113,8 @@ class TenantService(tenant_service_pb2_grpc.TenantServiceServicer):
     async def _spread(self, name: str, shards: int) -> StoredTenant:
         """Spread a tenant over so many shards, once nothing of it waits; meanwhile nothing of it is taken in."""
         async with self._tenancy.change(name) as change:
-            await tenants.freeze(change.connection, change.locked.id, frozen=True)
+            # For so long at most, whatever becomes of this node.
+            await tenants.freeze(change.connection, change.locked.id, FROZEN_SECONDS)
         try:
             async with asyncio.timeout(SPREAD_SECONDS_MAX):
                 while True:
@@ -120,12 +122,12 @@ class TenantService(tenant_service_pb2_grpc.TenantServiceServicer):
                         spread = await tenants.spread(
                             change.connection, change.locked, shards, self._tenancy.held()
                         )
-                    if isinstance(spread, StoredTenant):
+                    if spread is not None:
                         return spread
                     await asyncio.sleep(SPREAD_POLL_SECONDS)
         except BaseException as error:
             async with self._tenancy.change(name) as change:
-                await tenants.freeze(change.connection, change.locked.id, frozen=False)
+                await tenants.freeze(change.connection, change.locked.id, 0)
             if isinstance(error, TimeoutError):
                 raise FailedPrecondition(
                     "WRONG_STATE",

@@ -13,8 +13,8 @@ class Tenant:
     """Whose data it is. `id` is internal, `name` the last part of `tenants/{tenant}`.
 
     `shard` is its home, the first of `shards`, which its events are spread over by their keys (empty: only the home).
-    `former_shards` may still hold owed deliveries of it. `frozen`: nothing is taken in while its shards change; `spread_us`:
-    when they last did, in microseconds since 1970, 0 for never.
+    `former_shards` may still hold owed deliveries of it. `frozen_until_us`: nothing is taken in before it, while its shards
+    change; `spread_us`: when they last did. Both in microseconds since 1970, 0 for never.
     """
 
     id: int
@@ -25,7 +25,7 @@ class Tenant:
     display_name: str = ""
     shards: tuple[int, ...] = ()
     former_shards: tuple[int, ...] = ()
-    frozen: bool = False
+    frozen_until_us: int = 0
     spread_us: int = 0
 
     @property

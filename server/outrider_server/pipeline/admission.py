@@ -130,6 +130,7 @@ class Admission:
         large: LargeEvents,
         metrics: Metrics,
         monotonic: Callable[[], float],
+        now_us: Callable[[], int],
     ) -> None:
         self.directory = directory
         self.limits = limits
@@ -144,14 +145,11 @@ class Admission:
         self._large = large
         self._metrics = metrics
         self._monotonic = monotonic
+        self._now_us = now_us
         self._checker = EventChecker(limits)
 
     def closed(self) -> OutriderError | None:
         """Why nothing is taken in now; None when the door is open."""
-        if self.draining:
-            return Unavailable(
-                "SHUTTING_DOWN", "this node is shutting down", retry_after_seconds=1.0
-            )
         if self.tenure is None:
             return Unavailable(
                 "NOT_READY", "this node does not hold its shards yet", retry_after_seconds=0.2
@@ -159,6 +157,14 @@ class Admission:
         if self.disk_full:
             return Exhausted("DISK_FULL", "free disk is under its floor", retry_after_seconds=5.0)
         return None
+
+    def closed_to_newcomers(self) -> OutriderError | None:
+        """Why nobody should come here now. While a node drains, those who are here are served as long as it can."""
+        if self.draining:
+            return Unavailable(
+                "SHUTTING_DOWN", "this node is shutting down", retry_after_seconds=1.0
+            )
+        return self.closed()
 
     def holds(self, shard: int) -> bool:
         """Whether this node takes events of a shard in."""
@@ -171,8 +177,11 @@ class Admission:
     async def last_frame(self, producer: str, session: int) -> int:
         """The highest frame of a producer's session that is durable in any shard, 0 for none.
 
-        Raises when a later session is known.
+        Asked when a stream opens. Raises when a later session is known, and when nobody should come.
         """
+        closed = self.closed_to_newcomers()
+        if closed is not None:
+            raise closed
         reach = await self._open().read_reach(producer)
         if any(known > session for known, _ in reach.values()):
             raise Aborted("SESSION_SUPERSEDED", "a later session of this producer took over")
@@ -189,7 +198,8 @@ class Admission:
         started = self._monotonic()
         for refusal in portion.refusals:
             self._metrics.ingest.events_refused.add(refusal.reason)
-        frozen = next((entry for entry in portion.entries if entry.frozen), None)
+        now_us = self._now_us()
+        frozen = next((e for e in portion.entries if e.frozen_until_us > now_us), None)
         if frozen is not None:
             raise Unavailable(
                 "NOT_READY", f"tenant {frozen.name} changes its shards", retry_after_seconds=0.2

@@ -79,6 +79,8 @@ class CatchUp:
             self._wake.clear()
             self._due_retries()
             for lane in list(self._line):
+                if lane not in self._line:
+                    continue  # its shard was handed off while another lane was served
                 del self._line[lane]
                 await self._serve(lane)
 

@@ -24,10 +24,15 @@ class DatabaseClock:
     def __init__(self, local_us: Callable[[], int] = steady_us) -> None:
         self._local_us = local_us
         self._offset_us = 0
+        self._last_us = 0
 
     def now_us(self) -> int:
-        """The database's time now."""
-        return self._local_us() + self._offset_us
+        """The database's time now; never before what it was said to be."""
+        now_us = self._local_us() + self._offset_us
+        if now_us < self._last_us:
+            return self._last_us
+        self._last_us = now_us
+        return now_us
 
     def measured(self, sent_us: int, database_us: int, received_us: int) -> None:
         """The database said `database_us` between the local times `sent_us` and `received_us`."""

@@ -26,7 +26,7 @@ class TenantEntry:
         "configuration",
         "event_types",
         "everywhere",
-        "frozen",
+        "frozen_until_us",
         "id",
         "index",
         "name",
@@ -47,7 +47,7 @@ class TenantEntry:
         self.shards = tenant.spread
         self.whole = len(tenant.spread) == 1
         self.everywhere = tenant.everywhere
-        self.frozen = tenant.frozen
+        self.frozen_until_us = tenant.frozen_until_us
         self.spread_us = tenant.spread_us
         self.strict = tenant.strict_types
         self.version = tenant.config_version

@@ -22,7 +22,7 @@ from uuid import UUID
 from outrider_server.domain.errors import Aborted, OutriderError, Unavailable
 from outrider_server.domain.event import Event
 from outrider_server.domain.frame import EventRefusal, FrameResult
-from outrider_server.domain.sequence import sequence_of
+from outrider_server.domain.sequence import sequence_of, shard_of
 from outrider_server.pipeline.clock import DatabaseClock
 from outrider_server.pipeline.match import TenantEntry
 from outrider_server.policy.lane import Lane
@@ -44,6 +44,8 @@ class GroupLimits:
 
 FRAME_ANSWER_SECONDS = 86_400
 """How long what frames were answered with is known (see `upkeep.prune`)."""
+
+FRAME_ANSWER_MARGIN_US = (FRAME_ANSWER_SECONDS - 3600) * 1_000_000
 
 
 class Session:
@@ -87,12 +89,14 @@ class PendingFrame:
     """A checked portion of a frame on its way into the log.
 
     `events` are its good ones, with `places` and `entries` as in the portion. `session` is None for a unary publish.
-    `answer` gets the `FrameResult`, or an `OutriderError` for a refusal. `earlier` is the answer to events that were
-    durable already.
+    `answer` gets the `FrameResult`, or an `OutriderError` for a refusal. `durable` are those of `shards` that the
+    producer's row is not moved in, for it stands there or further on; `earlier` is the answer to events that were durable
+    already.
     """
 
     __slots__ = (
         "answer",
+        "durable",
         "earlier",
         "entries",
         "events",
@@ -136,23 +140,26 @@ class PendingFrame:
         self.size = sum(event.size for event in self.events)
         self.result: FrameResult | None = None
         self.earlier: FrameResult | None = None
+        self.durable: set[int] = set()
 
-    def places_in(self, shards: set[int]) -> set[int]:
-        """The places of the events of these shards, good or not."""
+    def named_in(self, answer: FrameResult) -> set[int]:
+        """The places of its events that an earlier answer to the frame names: these are durable, or refused for good.
+
+        A range names all events of its tenant: it was given while the tenant lived in one shard.
+        """
+        named = {place for place, _ in (*answer.duplicates, *answer.singles)}
+        named.update(refusal.index for refusal in answer.refusals)
+        whole = {name for name, _, _ in answer.ranges}
         portion = self.portion
-        return {
+        named.update(
             place
-            for place, event in zip(portion.places, portion.events, strict=True)
-            if event.shard in shards
-        }
-
-    def leave_out(self, shards: set[int]) -> None:
-        """Drop the events of these shards: they are durable."""
-        self.shards = self.shards - shards
-        self.drop(self.places_in(shards))
+            for place, entry in zip(portion.places, portion.entries, strict=True)
+            if entry.name in whole
+        )
+        return named.intersection(portion.places)
 
     def drop(self, gone: set[int]) -> None:
-        """Drop the events at these places: they are durable, in other shards."""
+        """Drop the events at these places: they are durable."""
         self._keep(lambda _, place: place not in gone)
         self.refusals = [refusal for refusal in self.refusals if refusal.index not in gone]
 
@@ -335,7 +342,7 @@ class Persister:
             self._keys_free.set()
         for frame in fresh:
             if frame.session is not None:
-                for shard in frame.shards:
+                for shard in frame.shards - frame.durable:
                     frame.session.reach[shard] = (frame.session_number, frame.number)
         self._enqueue(fresh)
         for frame in fresh:
@@ -377,18 +384,15 @@ class Persister:
                 # Copies that were split differently: what is not committed yet cannot be answered.
                 _refuse(frame, Unavailable("FRAME_OUT_OF_SEQUENCE", "an earlier copy is under way"))
                 continue
-            if durable:
-                frame.earlier = await self._answer_of(connection, frame, durable)
-                if durable == frame.shards:
+            frame.durable = durable
+            if durable or any(map(self._was_spread, frame.entries)):
+                frame.earlier = await self._earlier(connection, frame)
+                if frame.earlier is not None and not frame.events and durable == frame.shards:
                     self._ingest.frames_duplicate += 1
                     _answer(frame, frame.earlier)
                     continue
-                frame.leave_out(durable)
-            # Only what comes first to a shard may come again from before.
-            if 0 in frame.portion.previous.values() and any(map(self._was_spread, frame.entries)):
-                await self._leave_out_spread(connection, frame)
             firsts[session, frame.session_number, frame.number] = frame
-            for shard in frame.shards:
+            for shard in frame.shards - frame.durable:
                 reach[session, shard] = (frame.session_number, frame.number)
             fresh.append(frame)
         return fresh, again
@@ -399,8 +403,12 @@ class Persister:
             self._clock.now_us() - entry.spread_us < FRAME_ANSWER_SECONDS * 1_000_000
         )
 
-    async def _leave_out_spread(self, connection: Connection, frame: PendingFrame) -> None:
-        """Leave out the events of tenants that were spread anew since the frame came first, and are durable."""
+    async def _earlier(self, connection: Connection, frame: PendingFrame) -> FrameResult | None:
+        """Drop the events of a frame that are durable; what they were answered with. None where none of it is.
+
+        Decided event by event: a shard that has seen the frame's number need not have seen all that goes to it now, for
+        its tenants may have been split differently then.
+        """
         session = frame.session
         assert session is not None
         known = await event_log.read_frames(
@@ -408,45 +416,31 @@ class Persister:
         )
         found = known.get(frame.number)
         if found is None:
-            return
-        gone: set[int] = set()
-        portion = frame.portion
-        ranges = []
-        for name, first, count in found.ranges:
-            of_tenant = [
-                place
-                for place, entry in zip(portion.places, portion.entries, strict=True)
-                if entry.name == name and self._was_spread(entry)
-            ]
-            if (
-                of_tenant
-            ):  # a range was given while the tenant lived in one shard, so it is all of its events
-                gone.update(of_tenant)
-                ranges.append((name, first, count))
-        singles = [item for item in found.singles if item[0] in portion.places]
-        gone.update(place for place, _ in singles)
-        if gone:
-            duplicates = [item for item in found.duplicates if item[0] in gone]
-            refusals = [refusal for refusal in found.refusals if refusal.index in gone]
-            frame.drop(gone)
-            answer = FrameResult(ranges, refusals, duplicates, singles, duplicate=True)
-            frame.earlier = answer if frame.earlier is None else frame.earlier.joined(answer)
-
-    async def _answer_of(
-        self, connection: Connection, frame: PendingFrame, shards: set[int]
-    ) -> FrameResult:
-        """What the events of these shards were answered with when the frame came first."""
-        session = frame.session
-        assert session is not None
-        known = await event_log.read_frames(
-            connection, session.producer, frame.session_number, [frame.number]
-        )
-        found = known.get(frame.number)
-        if found is None:  # a day ago
+            if not frame.durable or not await event_log.is_forgotten(
+                connection, session.producer, frame.session_number, frame.number,
+                sequence_of(self._clock.now_us() - FRAME_ANSWER_MARGIN_US, 0),
+            ):  # fmt: skip
+                return None
+            # So long ago that its answer is not kept: then it is durable in all that has seen its number.
+            frame.drop(
+                {
+                    place
+                    for place, event in zip(frame.portion.places, frame.portion.events, strict=True)
+                    if event.shard in frame.durable
+                }
+            )
             return FrameResult(duplicate=True)
-        return found.of(shards, frame.places_in(shards)).joined(
-            FrameResult(refusals=frame.portion.refusals, duplicate=True)
-        )
+        named = frame.named_in(found)
+        frame.drop(named)
+        shards = {shard_of(first) for _, first, _ in found.ranges}
+        names = {
+            entry.name
+            for place, entry in zip(frame.portion.places, frame.portion.entries, strict=True)
+            if place in named
+        }
+        answer = found.of(shards, named)
+        answer.ranges = [item for item in answer.ranges if item[0] in names]
+        return answer.joined(FrameResult(refusals=frame.portion.refusals, duplicate=True))
 
     async def _commit_all(
         self, connection: Connection, group: list[PendingFrame], *, large: bool
@@ -657,7 +651,7 @@ def _producer_rows(group: list[PendingFrame]) -> list[tuple[str, int, int, int]]
     rows: dict[tuple[str, int], tuple[int, int]] = {}
     for frame in group:
         if frame.session is not None:
-            for shard in frame.shards:
+            for shard in frame.shards - frame.durable:
                 rows[frame.session.producer, shard] = (frame.session_number, frame.number)
     return [
         (producer, shard, session, number) for (producer, shard), (session, number) in rows.items()

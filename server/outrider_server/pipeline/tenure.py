@@ -172,17 +172,11 @@ class Tenure:
         return held_back
 
     async def release(
-        self,
-        shard: int,
-        give: Callable[[int, int], Awaitable[None]],
-        *,
-        seconds_max: float,
-        forced: bool = False,
+        self, shard: int, give: Callable[[int, int], Awaitable[None]], *, seconds_max: float
     ) -> bool:
         """Hand a shard off: let what is in flight end, owe or record the rest, then `give` (shard, epoch) away.
 
-        False, and all goes on as before, where requests do not end within `seconds_max`; with `forced` the shard is
-        given away then all the same, and its next owner sends again what has no outcome.
+        So its next owner repeats nothing. False, and all goes on as before, where that takes longer than `seconds_max`.
         """
         async with self._moving:
             window = self.obligations.windows[shard]
@@ -190,31 +184,45 @@ class Tenure:
             until = self.parts.monotonic() + seconds_max
             while self.obligations.in_flight_of(shard):
                 if self.parts.monotonic() >= until:
-                    if not forced:
-                        self._keep(shard)
-                        return False
-                    break
+                    self._keep(shard)
+                    return False
                 await asyncio.sleep(MOVE_POLL_SECONDS)
             window.open = False
-            while self.persister.concerns(shard):  # noqa: ASYNC110 - likewise
-                await asyncio.sleep(MOVE_POLL_SECONDS)
             until = max(until, self.parts.monotonic() + RECORD_SECONDS_MAX)
-            while not await self.recorder.forget(shard):
+            while self.persister.concerns(shard) or not await self.recorder.forget(shard):
                 if self.parts.monotonic() >= until:
-                    if not forced:
-                        window.open = True
-                        self._keep(shard)
-                        return False
-                    await self.recorder.forget(shard, clean=False)
-                    break
-                if not await self.recorder.record():
+                    window.open = True
+                    self._keep(shard)
+                    return False
+                if self.persister.concerns(shard) or not await self.recorder.record():
                     await asyncio.sleep(MOVE_POLL_SECONDS)
-            self.catch_up.forget(shard)
-            self._forget_tenants(shard)
-            for session in self.sessions.values():
-                session.reach.pop(shard, None)
+            self._forgotten(shard)
             await give(shard, window.epoch)
             return True
+
+    async def abandon(
+        self, shards: Collection[int], give: Callable[[int, int], Awaitable[None]]
+    ) -> None:
+        """Give shards away as they are, at the end of a node's time: what has no outcome is sent again by the next owner."""
+        async with self._moving:
+            for shard in shards:
+                self.obligations.windows[shard].open = False
+            await self.persister.drained()
+            await self.recorder.record()
+            for shard in shards:
+                epoch = self.obligations.windows[shard].epoch
+                await self.recorder.forget(shard, clean=False)
+                self._forgotten(shard)
+                await give(shard, epoch)
+
+    def _forgotten(self, shard: int) -> None:
+        self.catch_up.forget(shard)
+        windows = self.obligations.windows
+        for entry in list(self.parts.directory.by_id.values()):
+            if shard in entry.everywhere and windows.keys().isdisjoint(entry.everywhere):
+                self.parts.directory.remove(entry.id)
+        for session in self.sessions.values():
+            session.reach.pop(shard, None)
 
     def _keep(self, shard: int) -> None:
         self.obligations.keep_shard(shard)
@@ -230,13 +238,6 @@ class Tenure:
                         len(entry.shards),
                     )
                 )
-
-    def _forget_tenants(self, shard: int) -> None:
-        """Those of a shard that is gone, unless they have another one here."""
-        windows = self.obligations.windows
-        for entry in list(self.parts.directory.by_id.values()):
-            if shard in entry.everywhere and windows.keys().isdisjoint(entry.everywhere):
-                self.parts.directory.remove(entry.id)
 
     def want_catch_up(self, lane: Lane) -> None:
         """A lane has room for owed deliveries."""

@@ -104,16 +104,19 @@ class Assignment:
         taken += [shard for shard in free[room:] if now - self._free[shard.shard] >= grace]
         return taken
 
-    def to_give(self, view: View, held: Collection[int]) -> tuple[int, str] | None:
-        """A shard to hand off, and to whom; None when the shares are even."""
+    def to_give(
+        self, view: View, held: Collection[int], avoid: Collection[int] = ()
+    ) -> tuple[int, str] | None:
+        """A shard to hand off, and to whom; None when the shares are even, or every shard is one to `avoid`."""
         others = view.others(self._node)
         counts = Counter(shard.node for shard in view.shards if shard.node is not None)
         if not others:
             return None
         target = min(others, key=lambda other: (counts[other.name], other.name))
-        if len(held) - counts[target.name] < 2:
+        given = max((shard for shard in held if shard not in avoid), default=None)
+        if given is None or len(held) - counts[target.name] < 2:
             return None
-        return max(held), target.name
+        return given, target.name
 
     def spread(self, view: View, held: Collection[int]) -> dict[int, str | None]:
         """To whom each shard goes when this node drains; None: to nobody, there is no other."""

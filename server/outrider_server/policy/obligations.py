@@ -226,6 +226,10 @@ class Obligations:
         """Requests under way for a shard."""
         return sum(lane.in_flight for lane in self.lanes.values() if lane.shard == shard)
 
+    def busy_shards(self) -> set[int]:
+        """The shards with requests under way."""
+        return {lane.shard for lane in self.lanes.values() if lane.in_flight}
+
     def is_clean(self, shard: int) -> bool:
         """Whether memory holds nothing of a shard that the log does not say: it can be handed off."""
         return not (

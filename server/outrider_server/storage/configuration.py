@@ -83,7 +83,7 @@ async def _load(
                     shard=row["shard"],
                     shards=tuple(row["shards"]),
                     former_shards=tuple(row["former_shards"]),
-                    frozen=row["frozen"],
+                    frozen_until_us=microseconds(row["frozen_until"]) if row["frozen_until"] else 0,
                     spread_us=0 if row["spread_at"] is None else microseconds(row["spread_at"]),
                     strict_types=row["strict_types"],
                     config_version=row["config_version"],

@@ -258,6 +258,18 @@ async def read_frames(
     return known
 
 
+async def is_forgotten(
+    connection: Connection, producer: str, session: int, number: int, since: int
+) -> bool:
+    """Whether a frame without an answer may have had one that is no longer kept.
+
+    Numbers grow with time: while the answer to an earlier frame is kept, or the first that is kept came after `since`,
+    within which nothing is dropped, none has been forgotten.
+    """
+    row = await connection.fetchrow(load("first_frame"), producer, session)
+    return row is None or (row["number"] > number and row["at"] < since)
+
+
 def encode_answer(result: FrameResult) -> bytes:
     """An answer as it is stored."""
     refusals = [(r.index, r.reason, r.message) for r in result.refusals]

@@ -20,7 +20,7 @@ CHANNEL = "outrider_shards"
 """Told when shards change hands, so that nobody waits for the next look."""
 
 CRASHES_MAX = 3
-"""Owners in a row that may end over a shard without releasing it, before what it owes is held back."""
+"""Owners in a row that may end over a shard without releasing it, before what it owes is held back (see `take`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,8 @@ async def take(
     First the leases of their holders are held still, so that none is renewed meanwhile, and the connections of those
     that are over are ended; then the epochs are raised under the exclusive locks that the old owners' fences share.
     `orderly`: this boot held its own shards before and lost them to no fault of theirs. Owners that end within
-    `crash_seconds` of their takeover count as crashed over a shard (0: never).
+    `crash_seconds` of their takeover count as crashed over a shard (0: never); after `CRASHES_MAX` of them what it owes
+    within the next minute is held back, and later retries keep their time.
     Lock order: nodes by name, shards ascending.
     """
     views = list(wanted)

@@ -13,6 +13,9 @@ from outrider_server.domain.tenant import Tenant
 from outrider_server.storage.database import Connection
 from outrider_server.storage.queries import load
 
+SPREAD_LOCK_MS_MAX = 200
+"""Less than the database takes to find a deadlock."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredTenant:
@@ -114,18 +117,19 @@ async def update(
     return _stored(_present(row))
 
 
-async def freeze(connection: Connection, tenant: int, *, frozen: bool) -> None:
-    """Take nothing in for a tenant that this transaction has locked, or take it in again."""
-    await connection.execute(load("freeze_tenant"), tenant, frozen)
+async def freeze(connection: Connection, tenant: int, seconds: float) -> None:
+    """Take nothing in for a tenant that this transaction has locked, for so long at most; 0: take it in again."""
+    await connection.execute(load("freeze_tenant"), tenant, seconds)
 
 
 async def spread(
     connection: Connection, locked: LockedTenant, count: int, held: Collection[int]
-) -> StoredTenant | int:
-    """Spread a locked, frozen tenant over `count` shards; or tell how many deliveries still wait for their turn.
+) -> StoredTenant | None:
+    """Spread a locked, frozen tenant over `count` shards; None while deliveries of it still wait for their turn.
 
     Those shards that it is in stay, the least used join. Whoever else owns one of its shards than this node, which holds
-    `held`, takes it anew: nobody can go on taking events in as they were spread before.
+    `held`, takes it anew: nobody can go on taking events in as they were spread before. Their exclusive locks are waited
+    for only shortly: who spreads two tenants at once, or takes over, holds some of them and waits for others.
     """
     tenant = locked.stored.tenant
     before = list(tenant.spread)
@@ -134,15 +138,21 @@ async def spread(
         if len(chosen) < count and shard not in chosen:
             chosen.append(shard)
     touched = sorted({*before, *chosen, *tenant.former_shards})
-    await connection.execute(load("lock_shards"), touched)
-    waiting = await connection.fetchval(load("waiting_deliveries"), tenant.id, touched)
-    if waiting:
-        return int(waiting)
-    row = await connection.fetchrow(load("spread_tenant"), tenant.id, chosen)
-    await connection.execute(
-        load("raise_epochs"), [shard for shard in touched if shard not in held]
-    )
-    return _stored(_present(row))
+    await connection.execute(f"SET LOCAL lock_timeout = {SPREAD_LOCK_MS_MAX}")
+    try:
+        async with connection.transaction():
+            await connection.execute(load("lock_shards"), touched)
+            if await connection.fetchval(load("waiting_deliveries"), tenant.id, touched):
+                return None
+            row = await connection.fetchrow(load("spread_tenant"), tenant.id, chosen)
+            if row is None:
+                return None
+            await connection.execute(
+                load("raise_epochs"), [shard for shard in touched if shard not in held]
+            )
+            return _stored(row)
+    except asyncpg.LockNotAvailableError:
+        return None
 
 
 async def find_split(connection: Connection, shards: Collection[int]) -> dict[int, int]:
@@ -176,7 +186,7 @@ def _stored(row: asyncpg.Record) -> StoredTenant:
             shard=row["shard"],
             shards=tuple(row["shards"]),
             former_shards=tuple(row["former_shards"]),
-            frozen=row["frozen"],
+            frozen_until_us=microseconds(row["frozen_until"]) if row["frozen_until"] else 0,
             strict_types=row["strict_types"],
             config_version=row["config_version"],
             display_name=row["display_name"],

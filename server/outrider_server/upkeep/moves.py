@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import structlog
 
@@ -23,6 +23,11 @@ from outrider_server.upkeep.lease import Lease
 LOOK_SECONDS = 0.5
 MOVE_SECONDS_MAX = 2.0
 """How long a shard that is given away for balance may wait for its requests to end, before it stays after all."""
+
+KEPT_SECONDS = 60.0
+"""For so long such a shard is not tried again."""
+
+DRAIN_POLL_SECONDS = 0.02
 
 Load = Callable[[Collection[int]], Awaitable[list[TenantConfiguration]]]
 
@@ -61,6 +66,7 @@ class Moves:
         self._look_now = asyncio.Event()
         self._moving = asyncio.Lock()
         self._given_at = monotonic()
+        self._kept: dict[int, float] = {}
 
     def look_soon(self) -> None:
         """Somebody says that what is known is wrong."""
@@ -68,7 +74,8 @@ class Moves:
 
     async def run(self) -> None:
         """Look and move for ever."""
-        await self._connection.add_listener(shards.CHANNEL, self._told)
+        async with self._moving:
+            await self._connection.add_listener(shards.CHANNEL, self._told)
         while True:
             await self.look()
             with contextlib.suppress(TimeoutError):
@@ -104,16 +111,31 @@ class Moves:
                 await self._give_one(view)
 
     async def drain(self, seconds_max: float) -> None:
-        """Hand every shard off."""
+        """Hand every shard off: those without requests under way at once, the others as these end.
+
+        What has not ended after `seconds_max` is given away as it is.
+        """
         async with self._moving:
             until = self._monotonic() + seconds_max
             view = await shards.look(self._connection)
-            spread = self._assignment.spread(view, self._tenure.obligations.windows)
-            # All pause at once: their requests end side by side.
-            for shard in spread:
-                self._tenure.obligations.pause_shard(shard)
-            for shard, target in spread.items():
-                await self._release(shard, target, max(0.0, until - self._monotonic()), forced=True)
+            obligations = self._tenure.obligations
+            spread = self._assignment.spread(view, obligations.windows)
+            for shard in spread:  # all pause at once: their requests end side by side
+                obligations.pause_shard(shard)
+            while left := sorted(spread.keys() & obligations.windows.keys()):
+                busy = obligations.busy_shards()
+                idle = [shard for shard in left if shard not in busy]
+                if self._monotonic() >= until:
+                    await self._tenure.abandon(left, self._giver(spread))
+                    return
+                for shard in idle:
+                    if await self._release(
+                        shard, spread[shard], max(0.0, until - self._monotonic())
+                    ):
+                        continue
+                    obligations.pause_shard(shard)
+                if not idle:
+                    await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def _adopt(self, taken: list[shards.TakenShard]) -> None:
         if not taken:
@@ -142,24 +164,38 @@ class Moves:
         return self._monotonic() - self._given_at >= self._renew_seconds
 
     async def _give_one(self, view: View) -> None:
-        given = self._assignment.to_give(view, self._tenure.obligations.windows)
+        """Rather one without requests under way: a hand-off pauses the shard until they end."""
+        now = self._monotonic()
+        self._kept = {s: at for s, at in self._kept.items() if now - at < KEPT_SECONDS}
+        held = self._tenure.obligations.windows
+        busy = self._tenure.obligations.busy_shards()
+        given = self._assignment.to_give(
+            view, held, busy | self._kept.keys()
+        ) or self._assignment.to_give(view, held, self._kept)
         if given is None:
             return
-        self._given_at = self._monotonic()
+        self._given_at = now
         shard, target = given
         if await self._release(shard, target, MOVE_SECONDS_MAX):
             structlog.get_logger().info("shard.handed_off", shard=shard, to=target)
+        else:
+            self._kept[shard] = now
 
-    async def _release(
-        self, shard: int, target: str | None, seconds_max: float, *, forced: bool = False
-    ) -> bool:
-        async def give(shard: int, epoch: int) -> None:
-            await shards.release(self._connection, self._lease.node, [(shard, epoch, target)])
-
-        given = await self._tenure.release(shard, give, seconds_max=seconds_max, forced=forced)
+    async def _release(self, shard: int, target: str | None, seconds_max: float) -> bool:
+        given = await self._tenure.release(
+            shard, self._giver({shard: target}), seconds_max=seconds_max
+        )
         self._counters.shards_handed_off += given
         self._counters.shards_kept += not given
         return given
+
+    def _giver(self, targets: Mapping[int, str | None]) -> Callable[[int, int], Awaitable[None]]:
+        async def give(shard: int, epoch: int) -> None:
+            await shards.release(
+                self._connection, self._lease.node, [(shard, epoch, targets[shard])]
+            )
+
+        return give
 
     def _told(self, *_: object) -> None:
         self._look_now.set()

@@ -5,7 +5,8 @@ Rules:
 - What retention ends is told: deliveries still owed become dead letters with the reason `expired`, in records.
 - Dropping waits for no publisher: a lock that is not had at once is asked for again at the next round.
 - Every node ends what its own shards owe; the one that holds shard 0 drops, once no shard owes anything below, and only
-  while each shard has an owner who keeps its window short.
+  while each shard has an owner who keeps its window short. It knows no window but its own: what another's may still hold
+  is left alone for many times as long as a window gets.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ LEADER = 0
 INTERVAL_SECONDS = 300.0
 LOCK_MS_MAX = 100
 EXPIRE_PAGE_ROWS = 200
+WINDOW_SECONDS = 60.0
+WINDOWS_KEPT = 10
+"""Windows' lengths back from now of which nothing is dropped."""
+
 FRAME_ANSWER_HOURS = FRAME_ANSWER_SECONDS / 3600
 """How long frames' answers are kept."""
 
@@ -51,7 +56,7 @@ class Retention:
 
 
 class Pruner:
-    """Makes and drops partitions over one connection."""
+    """Makes and drops partitions over one connection. `window_seconds`: how old windows get."""
 
     def __init__(
         self,
@@ -60,11 +65,13 @@ class Pruner:
         clock: DatabaseClock,
         retention: Retention,
         counters: PruneCounters,
+        window_seconds: float = WINDOW_SECONDS,
     ) -> None:
         self._connection = connection
         self._clock = clock
         self.retention = retention
         self._counters = counters
+        self._kept_hours = WINDOWS_KEPT * window_seconds / 3600
         self._tables = partitions.partitioned_tables(retention.partition_hours)
 
     async def make_ahead(self) -> None:
@@ -119,6 +126,7 @@ class Pruner:
             await recorder.record()
 
     async def _drop(self, table: PartitionedTable, until: int) -> None:
+        until = min(until, self._hours_back(self._kept_hours))
         for partition in await partitions.existing(self._connection, table.name):
             if partition.end > until:
                 return
@@ -129,14 +137,14 @@ class Pruner:
 
     async def _retention_end(self) -> int:
         """The sequence below which nothing needs to be kept."""
-        end = self._hours_back(self.retention.days * 24)
+        end = self._hours_back(max(self.retention.days * 24, self._kept_hours))
         if self.retention.bytes_max:
             kept = 0
             sizes = await partitions.sizes(self._connection, "event")
-            current = self._hours_back(0)
+            over = self._hours_back(self._kept_hours)
             for partition, size in reversed(sizes):
                 kept += size
-                if kept > self.retention.bytes_max and partition.end <= current:
+                if kept > self.retention.bytes_max and partition.end <= over:
                     return max(end, partition.end)
         return end
 

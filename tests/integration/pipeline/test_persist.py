@@ -373,6 +373,9 @@ async def test_a_producer_whose_row_is_ahead_is_read_again(node: RunningNode) ->
         await stream.open("p", 1)
         await stream.publish(1, [event()])
         await node.fetch("UPDATE producer SET last_frame = 2")
+        await node.fetch(
+            "INSERT INTO producer_frame SELECT at, producer, session, 2, ack FROM producer_frame"
+        )
         await stream.send(2, [event()])
         assert await stream.refused(2) == "STORAGE_UNAVAILABLE"
         await node.next_tenure(tenure)

@@ -489,6 +489,24 @@ async def test_a_shard_whose_owners_keep_crashing_comes_up_with_what_it_owes_hel
     assert (await due(connection))[:2] == [(5, HELD_BACK_US)] * 2
 
 
+async def test_what_is_due_later_than_in_a_minute_keeps_its_time(
+    connection: asyncpg.Connection, owing: list[tuple[int, int]]
+) -> None:
+    """It was not under way when the owners ended, and may wait for days yet."""
+    now_us = await shards.database_clock_us(connection)
+    soon_us, later_us = now_us + 40_000_000, now_us + 600_000_000
+    await connection.execute("UPDATE owed SET due_us = $1 WHERE id IN (0, 2)", soon_us)
+    await connection.execute("UPDATE owed SET due_us = $1 WHERE id IN (1, 3)", later_us)
+    assert (await takes_and_crashes(connection, 4))[-1]
+    assert await due(connection) == [(5, HELD_BACK_US), (5, later_us), (6, soon_us), (6, later_us)]
+    # Once it is due, it may be what they crash over.
+    await connection.execute("UPDATE owed SET due_us = $1 WHERE id = 1", now_us)
+    assert (await takes_and_crashes(connection, 3))[-1]
+    assert (await due(connection))[:2] == [(5, HELD_BACK_US)] * 2
+    assert await shards.let_go(connection) == [5]
+    assert await due(connection) == [(5, 0), (5, 0), (6, soon_us), (6, later_us)]
+
+
 async def test_a_crash_long_after_the_takeover_does_not_count(
     connection: asyncpg.Connection, owing: list[tuple[int, int]]
 ) -> None:

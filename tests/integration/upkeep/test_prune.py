@@ -13,10 +13,13 @@ from tests.support.postgres import Database
 from tests.support.receiver import Behaviour, Receiver
 
 from outrider.v1 import subscription_service_pb2
+from outrider_server.domain.sequence import microseconds_of, shard_of
 from outrider_server.pipeline.clock import DatabaseClock
+from outrider_server.policy.checkpoint import Window
+from outrider_server.policy.obligations import Limits, Obligations
 from outrider_server.storage import partitions
 from outrider_server.storage.partitions import HOUR_US
-from outrider_server.upkeep.prune import Pruner, Retention
+from outrider_server.upkeep.prune import LEADER, WINDOW_SECONDS, WINDOWS_KEPT, Pruner, Retention
 
 
 @pytest.fixture
@@ -119,9 +122,45 @@ async def test_the_oldest_days_go_when_the_bytes_are_too_many(
     # Today's is never dropped, however large; on another day it goes.
     await Later(node, connection, 0, bytes_max=100_000).prune()
     assert any(of_days(await partitions.existing(connection, "event")))
-    await Later(node, connection, 24, bytes_max=100_000).prune()
+    await Later(node, connection, 25, bytes_max=100_000).prune()
     assert not any(of_days(await partitions.existing(connection, "event")))
     assert await node.stored() == {}
+
+
+async def test_a_partition_that_just_ended_is_kept_for_the_windows_of_other_nodes(
+    node: RunningNode, receiver: Receiver, connection: asyncpg.Connection
+) -> None:
+    """The leader sees no window but its own, and an open event of another's needs its row to be sent."""
+    await node.tenant("first")  # lives on the leader's shard
+    demo = await node.tenant()
+    await demo.subscription(await demo.endpoint("hook", receiver.url("/hook")))
+    hold = asyncio.Event()
+    receiver.always("/hook", Behaviour(hold=hold))
+    await demo.publish(event())
+    await soon(receiver.wait_for(1))
+    await node.balance_when(lambda b: b.window == 1)
+    (sequence,) = await node.stored()
+    assert shard_of(sequence) != LEADER
+    leader = Obligations(Limits())
+    leader.windows[LEADER] = Window(LEADER, 1, 0, 0, 0)
+    (partition,) = (
+        p for p in await partitions.existing(connection, "event") if p.first <= sequence < p.end
+    )
+    now_us = node.tenure.parts.clock.now_us()
+
+    async def kept(seconds: float, **retention: float) -> bool:
+        hours = (microseconds_of(partition.end) - now_us) / HOUR_US + seconds / 3600
+        pruner = Later(node, connection, hours, **retention).pruner
+        await pruner.make_ahead()
+        await pruner.drop_ended(leader, node.tenure.recorder)
+        return partition in await partitions.existing(connection, "event")
+
+    assert await kept(1, bytes_max=1)
+    assert await kept(1, days=0.0)
+    assert await kept(WINDOWS_KEPT * WINDOW_SECONDS - 20, bytes_max=1)
+    assert len(await node.stored()) == 1
+    assert not await kept(WINDOWS_KEPT * WINDOW_SECONDS + 1, bytes_max=1)
+    hold.set()
 
 
 async def test_keys_are_kept_for_their_hours_and_answers_for_a_day(

@@ -13,11 +13,11 @@ ALTER TABLE shard
     ADD COLUMN held_back boolean NOT NULL DEFAULT false;
 
 -- The shards that a tenant's events are spread over by their keys, its home first; and those that they were in before.
--- frozen: nothing is taken in while they change. spread_at: when they last changed.
+-- frozen_until: nothing is taken in before it, while they change. spread_at: when they last changed.
 ALTER TABLE tenant
     ADD COLUMN shards smallint[],
     ADD COLUMN former_shards smallint[] NOT NULL DEFAULT '{}',
-    ADD COLUMN frozen boolean NOT NULL DEFAULT false,
+    ADD COLUMN frozen_until timestamptz,
     ADD COLUMN spread_at timestamptz;
 UPDATE tenant SET shards = ARRAY[shard];
 ALTER TABLE tenant
@@ -31,6 +31,6 @@ CREATE INDEX attempt_at ON attempt USING brin (at) WITH (autosummarize = on);
 -- migrate:down
 DROP INDEX attempt_at;
 CREATE INDEX attempt_at ON attempt USING brin (at);
-ALTER TABLE tenant DROP COLUMN shards, DROP COLUMN former_shards, DROP COLUMN frozen, DROP COLUMN spread_at;
+ALTER TABLE tenant DROP COLUMN shards, DROP COLUMN former_shards, DROP COLUMN frozen_until, DROP COLUMN spread_at;
 ALTER TABLE shard DROP COLUMN released, DROP COLUMN crashes, DROP COLUMN taken_at, DROP COLUMN held_back;
 ALTER TABLE node DROP COLUMN draining;

@@ -8,5 +8,5 @@ FROM (
     GROUP BY shard.shard ORDER BY count(tenant.id), shard.shard LIMIT 1
 ) AS least_used
 ON CONFLICT (name) DO NOTHING
-RETURNING id, name, shard, shards, former_shards, frozen, display_name, strict_types, config_version, version, created_at,
+RETURNING id, name, shard, shards, former_shards, frozen_until, display_name, strict_types, config_version, version, created_at,
     updated_at

@@ -4,6 +4,6 @@
 -- Locks: the tenant, always before its endpoints, subscriptions and event types.
 UPDATE tenant SET config_version = config_version + 1
 WHERE id = $1 AND deleted_at IS NULL
-RETURNING id, name, shard, shards, former_shards, frozen, display_name, strict_types, config_version, version, created_at,
+RETURNING id, name, shard, shards, former_shards, frozen_until, display_name, strict_types, config_version, version, created_at,
     updated_at,
     clock_timestamp() AS now
