@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import Counter
@@ -81,7 +82,7 @@ async def homes(count: int, key: bytes = KEY) -> AsyncIterator[list[Home]]:
         for _ in range(count):
             home = Home(key)
             server = grpc.aio.server(options=[("grpc.max_concurrent_streams", STREAMS_MAX)])
-            handlers = {"Echo": grpc.stream_stream_rpc_method_handler(home.serve)}
+            handlers: dict[str, Any] = {"Echo": grpc.stream_stream_rpc_method_handler(home.serve)}
             server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler("test.Node", handlers),)
             )
@@ -90,6 +91,35 @@ async def homes(count: int, key: bytes = KEY) -> AsyncIterator[list[Home]]:
             stack.push_async_callback(server.stop, None)
             found.append(home)
         yield found
+
+
+@asynccontextmanager
+async def wire(home: Home) -> AsyncIterator[set[asyncio.Task[None]]]:
+    """Every connection to a home passes here; those that are open."""
+    host, _, port = home.address.rpartition(":")
+    found: set[asyncio.Task[None]] = set()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        found.add(task)
+        home_reader, home_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, home_writer), copy(home_reader, writer))
+        found.discard(task)
+
+    async with await asyncio.start_server(pass_on, host, 0) as server:
+        home.address = f"{host}:{server.sockets[0].getsockname()[1]}"
+        yield found
+        while found:
+            await asyncio.wait(found, timeout=10)
 
 
 @pytest.fixture
@@ -203,7 +233,18 @@ async def test_nothing_is_sent_to_a_peer_that_proves_nothing() -> None:
 
 
 async def test_a_peer_that_is_put_out_keeps_its_open_calls_and_is_closed_after_them() -> None:
-    async with homes(3) as (one, two, three), peers(peers_max=2, calls_max=1) as found:
+    async with (
+        homes(3) as (one, two, three),
+        wire(one) as wire_one,
+        wire(two) as wire_two,
+        peers(peers_max=2, calls_max=1) as found,
+    ):
+
+        async def connections(ones: int, twos: int) -> None:
+            async with asyncio.timeout(10):
+                while (len(wire_one), len(wire_two)) != (ones, twos):
+                    await asyncio.sleep(0.005)
+
         async with AsyncExitStack() as first:
             calls = [await open_call(first, found, one) for _ in range(2)]
             await found.forward(two.address, METHOD, CALLER, b"x", 10.0)
@@ -215,12 +256,14 @@ async def test_a_peer_that_is_put_out_keeps_its_open_calls_and_is_closed_after_t
             # Asked for again, it is a peer anew, and puts out the second: nothing is open there.
             async with found.call(one.address, METHOD, CALLER, None) as again:
                 await echoes(again)
-                assert one.connections == 3
+                await connections(3, 0)
                 await found.forward(two.address, METHOD, CALLER, b"x", 10.0)
-                assert two.connections == 2
+                await connections(3, 1)
             for call in calls:
                 await echoes(call)
-        await one.has()
+        # Of the first only the later channel is left, as the peer that it is.
+        await connections(1, 1)
+        await found.forward(one.address, METHOD, CALLER, b"x", 10.0)
 
 
 async def test_closing_ends_the_calls_of_all_peers_also_of_those_put_out() -> None:

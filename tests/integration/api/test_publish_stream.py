@@ -8,8 +8,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.support.node import RunningNode, errors_of, event, ids_of, running
+from tests.support.node import RunningNode, errors_of, event, ids_of, running, soon
 from tests.support.postgres import Database
+from tests.support.receiver import Behaviour, Receiver
 
 from outrider.v1 import api_key_service_pb2, ingest_service_pb2
 
@@ -467,21 +468,33 @@ async def test_a_key_that_is_deleted_over_the_api_ends_its_streams(node: Running
         assert (await stream.error()).reason == "REVOKED_API_KEY"
 
 
-async def test_a_node_that_drains_says_so_and_answers_what_it_took(node: RunningNode) -> None:
+async def test_a_node_that_drains_says_so_and_serves_who_is_there_but_no_newcomer(
+    node: RunningNode,
+) -> None:
     demo = await node.tenant()
-    async with demo.stream() as stream:
-        await stream.open()
-        await stream.publish(1, [event()])
-        node.node.stop()
-        response = await stream.answer()
-        assert response.WhichOneof("message") == "going_away"
-        await stream.send(2, [event()])
-        assert await stream.refused(2) == "SHUTTING_DOWN"
-    await node.ended()
-    await node.start()
-    async with demo.stream() as stream:
-        assert (await stream.open()).last_frame == 1
-        await stream.publish(2, [event()])
+    async with Receiver() as receiver:
+        hold = asyncio.Event()
+        receiver.always("/hook", Behaviour(hold=hold))
+        await demo.subscription(await demo.endpoint("hook", receiver.url("/hook")))
+        async with demo.stream() as stream:
+            await stream.open()
+            await stream.publish(1, [event()])
+            await soon(receiver.wait_for(1))
+            node.node.stop()
+            response = await stream.answer()
+            assert response.WhichOneof("message") == "going_away"
+            # What is in flight keeps the tenant's shard here for a while.
+            await stream.publish(2, [event()])
+            async with demo.stream() as late:
+                await late.write(open={"producer": "late", "session": 1})
+                assert (await late.error()).reason == "SHUTTING_DOWN"
+        hold.set()
+        assert await node.ended() is None
+        await node.start()
+        async with demo.stream() as stream:
+            assert (await stream.open()).last_frame == 2
+            await stream.publish(3, [event()])
+        await soon(receiver.wait_for_deliveries(3))
 
 
 async def test_a_producer_that_does_not_read_does_not_hold_up_a_drain(node: RunningNode) -> None:

@@ -22,6 +22,8 @@ from outrider.v1.error_reason_pb2 import (
 from outrider.v1.error_reason_pb2 import ERROR_REASON_NOT_READY as NOT_READY
 from outrider.v1.error_reason_pb2 import ERROR_REASON_STORAGE_UNAVAILABLE as STORAGE_UNAVAILABLE
 from outrider_server.api import tenant_service
+from outrider_server.api.portions import PortionRouter
+from outrider_server.domain.errors import Unavailable
 from outrider_server.storage import shards
 
 QUICK: dict[str, Any] = {
@@ -338,11 +340,11 @@ async def test_a_split_tenant_lives_on_several_nodes_and_keeps_order_by_key(
         )
 
 
-async def until_taken(stream: Any, number: int, events: list[Any]) -> Any:
+async def until_taken(stream: Any, number: int, events: list[Any], tenant: str = "big") -> Any:
     """Send a frame until it is acknowledged: the owners of its shards may have to take them anew."""
     async with asyncio.timeout(10):
         while True:
-            await stream.send(number, events, "big")
+            await stream.send(number, events, tenant)
             response = await stream.answer()
             if response.WhichOneof("message") == "ack":
                 return response.ack
@@ -403,3 +405,115 @@ async def test_what_keeps_crashing_its_owners_is_held_back_until_it_is_let_go(
         finally:
             await connection.close()
         await node.balance_when(lambda b: b.delivered == 6)
+
+
+async def test_behind_a_frame_that_was_refused_nothing_is_acknowledged_though_it_is_stored(
+    database: Database, tmp_path: Path
+) -> None:
+    async with two_nodes(database, tmp_path) as (one, other):
+        here, there = await tenants_of(one, other)
+        frames = {
+            1: event(tenant=there.name),
+            2: event(tenant=here.name, data=b"2"),
+            3: event(tenant=here.name, data=b"3"),
+        }
+        async with one.stream(one.admin_key) as stream:
+            await stream.open("p", 1)
+            other.node._peers._authenticator._keys = [b"of another installation"]
+            for number, one_event in frames.items():
+                await stream.send(number, [one_event], "")
+            assert await stream.refused(1) == "NOT_READY"
+            assert await stream.refused(2) == await stream.refused(3) == "FRAME_OUT_OF_SEQUENCE"
+            other.node._peers._authenticator._keys = one.node._peers._authenticator._keys
+            for number, one_event in frames.items():
+                ack = await until_taken(stream, number, [one_event], "")
+                assert ack.number == number
+        assert [row["data"] for row in (await one.stored(here.name)).values()] == [b"2", b"3"]
+        assert len(await one.stored(there.name)) == 1
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_a_frame_that_was_stored_in_part_before_its_tenant_is_spread_anew_is_whole_after(
+    database: Database, tmp_path: Path, shards: int
+) -> None:
+    async with running(database.dsn, tmp_path, **QUICK) as node:
+        demo = await node.tenant("big")
+
+        async def spread(count: int) -> None:
+            request = tenant_service_pb2.UpdateTenantRequest(
+                tenant={"name": "tenants/big", "shards": count}, update_mask={"paths": ["shards"]}
+            )
+            assert (await demo.admin.call("UpdateTenant", request)).shards == count
+
+        await spread(2)
+        first, second = node.node._directory.by_name["big"].shards
+        frames = {
+            number: [event(key=f"k{n}", data=b"%d" % (number * 100 + n)) for n in range(10)]
+            for number in (1, 2)
+        }
+        async with demo.stream() as stream:
+            await stream.open("p", 1)
+            await stream.publish(1, frames[1], "big")
+            # One of its shards takes nothing in: the other one stores its part.
+            window = node.tenure.obligations.windows[first]
+            window.open = False
+            router = PortionRouter.submit
+
+            async def in_part(self: PortionRouter, *arguments: Any) -> Any:
+                split = arguments[3]
+                portion = split.portion
+                kept = [n for n, e in enumerate(portion.events) if e.shard == second]
+                portion.events = [portion.events[n] for n in kept]
+                portion.entries = [portion.entries[n] for n in kept]
+                portion.places = [portion.places[n] for n in kept]
+                portion.shards &= {second}
+                split.homeless.clear()
+                await (await router(self, *arguments))
+                raise Unavailable("NOT_READY", "the other part", retry_after_seconds=0.0)
+
+            PortionRouter.submit = in_part  # type: ignore[method-assign]
+            try:
+                await stream.send(2, frames[2], "big")
+                assert await stream.refused(2) == "NOT_READY"
+            finally:
+                PortionRouter.submit = router  # type: ignore[method-assign]
+            window.open = True
+            assert 10 < len(await node.stored("big")) < 20
+            await spread(shards)
+            ack = await until_taken(stream, 2, frames[2], "big")
+            assert not [r for r in ack.results if r.HasField("error")]
+        rows = await node.stored("big")
+        assert sorted(int(row["data"]) for row in rows.values()) == [
+            number * 100 + n for number in (1, 2) for n in range(10)
+        ]
+        assert {r.id for r in ack.results} | {
+            first + n * step
+            for r in ack.ids
+            for first, step in [(r.first, r.step)]
+            for n in range(r.count)
+        } >= {id_ for id_, row in rows.items() if int(row["data"]) >= 200}
+
+
+async def test_endpoints_that_hang_hold_up_neither_the_balance_nor_a_drain(
+    database: Database, tmp_path: Path, receiver: Receiver
+) -> None:
+    async with running(database.dsn, tmp_path, drain_seconds=1, **QUICK) as one:
+        hold = asyncio.Event()
+        receiver.always("/hangs", Behaviour(hold=hold))
+        for number in range(4):
+            tenant = await one.tenant(f"t{number}")
+            await tenant.subscription(await tenant.endpoint("hook", receiver.url("/hangs")))
+            await tenant.publish(event())
+        # The shards that would go first are those that hang.
+        busy = one.tenure.obligations.busy_shards
+        await until(lambda: len(busy()) == 4)
+        async with running(database.dsn, tmp_path, node_name="other", **QUICK) as other:
+            await until(lambda: len(held(other)) >= 3)
+            assert not held(other) & busy()
+            started = asyncio.get_running_loop().time()
+            one.node.stop()
+            assert await one.ended() is None
+            assert asyncio.get_running_loop().time() - started < 5
+            await until(lambda: len(held(other)) == 64)
+            hold.set()
+            await soon(receiver.wait_for_deliveries(4))

@@ -127,8 +127,8 @@ async def test_a_shards_tenants_are_those_that_have_anything_there(storage: Data
             ("gone", [4], []),
         ):
             await connection.execute(
-                "UPDATE tenant SET shard = $2, shards = $3, former_shards = $4, frozen = $5"
-                " WHERE id = $1",
+                "UPDATE tenant SET shard = $2, shards = $3, former_shards = $4,"
+                " frozen_until = CASE WHEN $5 THEN timestamptz '2026-11-24 12:00:00Z' END WHERE id = $1",
                 ids[name],
                 shards[0],
                 shards,
@@ -151,14 +151,14 @@ async def test_a_shards_tenants_are_those_that_have_anything_there(storage: Data
         loaded = {c.tenant.name: c for c in await load_shards(connection, SEALER, {4})}
         assert loaded == {name: await load_tenant(connection, SEALER, ids[name]) for name in "abc"}
     split = loaded["b"].tenant
-    assert (split.shard, split.shards, split.former_shards, split.frozen) == (
+    assert (split.shard, split.shards, split.former_shards, split.frozen_until_us) == (
         5,
         (5, 4, 9),
         (),
-        True,
+        1_795_521_600_000_000,
     )
     moved = loaded["c"].tenant
-    assert (moved.spread, moved.everywhere, moved.frozen) == ((6,), (6, 4, 7), False)
+    assert (moved.spread, moved.everywhere, moved.frozen_until_us) == ((6,), (6, 4, 7), 0)
     # Of others nothing is read.
     assert [[e.tenant for e in loaded[name].endpoints] for name in "abc"] == [
         [ids["a"]],

@@ -17,8 +17,20 @@ def test_it_is_the_local_clock_until_measured_and_then_corrected_by_half_the_way
     assert clock.now_us() == 5_000_200
     local[0] += 50
     assert clock.now_us() == 5_000_250
-    clock.measured(1_000_000, 400, 1_000_000)
-    assert clock.now_us() == 450
+    clock.measured(1_000_000, 5_000_500, 1_000_000)
+    assert clock.now_us() == 5_000_550
+
+
+def test_it_never_goes_back_and_goes_on_when_it_is_reached_again() -> None:
+    local = [1_000_000]
+    clock = DatabaseClock(lambda: local[0])
+    assert clock.now_us() == 1_000_000
+    clock.measured(1_000_000, 999_900, 1_000_000)
+    assert clock.now_us() == 1_000_000
+    local[0] += 99
+    assert clock.now_us() == 1_000_000
+    local[0] += 2
+    assert clock.now_us() == 1_000_001
 
 
 def test_who_sets_the_machines_clock_does_not_set_this_one(monkeypatch: pytest.MonkeyPatch) -> None:

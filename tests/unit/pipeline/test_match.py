@@ -60,13 +60,13 @@ def test_a_tenant_knows_the_shards_it_is_spread_over_and_all_that_hold_something
     whole = configuration(1, 1)
     directory.replace(whole)
     entry = directory.by_id[1]
-    assert (entry.shards, entry.everywhere, entry.frozen) == ((0,), (0,), False)
+    assert (entry.shards, entry.everywhere, entry.frozen_until_us) == ((0,), (0,), 0)
     split = replace(
-        whole.tenant, shards=(0, 7), former_shards=(9, 7), frozen=True, config_version=2
+        whole.tenant, shards=(0, 7), former_shards=(9, 7), frozen_until_us=7, config_version=2
     )
     assert directory.replace(replace(whole, tenant=split))
     entry = directory.by_id[1]
-    assert (entry.shards, entry.everywhere, entry.frozen) == ((0, 7), (0, 7, 9), True)
+    assert (entry.shards, entry.everywhere, entry.frozen_until_us) == ((0, 7), (0, 7, 9), 7)
     assert directory.remove(1) is entry
     assert directory.remove(1) is None
 
