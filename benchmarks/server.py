@@ -174,10 +174,14 @@ class StartedServer:
                 while True:
                     if child.ended:
                         raise ChildFailed(f"the server did not start{child.tail()}")
-                    status = 0
+                    status, text = 0, ""
                     with contextlib.suppress(ScrapeError):
-                        status, _ = await get("127.0.0.1", admin, "/readyz")
-                    if status == 200:
+                        status, text = await get("127.0.0.1", admin, "/readyz")
+                    # All of them: tenants are made where there are fewest, of the nodes that are there.
+                    if (
+                        status == 200
+                        and text.count("ready") - text.count("not ready") >= self._workers
+                    ):
                         return
                     await asyncio.sleep(0.05)
         except TimeoutError:

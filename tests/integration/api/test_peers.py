@@ -118,8 +118,9 @@ async def wire(home: Home) -> AsyncIterator[set[asyncio.Task[None]]]:
     async with await asyncio.start_server(pass_on, host, 0) as server:
         home.address = f"{host}:{server.sockets[0].getsockname()[1]}"
         yield found
-        while found:
-            await asyncio.wait(found, timeout=10)
+        if found:
+            _, left = await asyncio.wait(found, timeout=5)
+            assert not left, "connections outlive the peers"
 
 
 @pytest.fixture
@@ -261,6 +262,11 @@ async def test_a_peer_that_is_put_out_keeps_its_open_calls_and_is_closed_after_t
                 await connections(3, 1)
             for call in calls:
                 await echoes(call)
+        del (
+            call,
+            calls,
+            again,
+        )  # gRPC keeps a connection for as long as something names a call of it
         # Of the first only the later channel is left, as the peer that it is.
         await connections(1, 1)
         await found.forward(one.address, METHOD, CALLER, b"x", 10.0)

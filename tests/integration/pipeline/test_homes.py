@@ -188,6 +188,9 @@ async def test_tenants_are_made_where_there_are_fewest(database: Database, tmp_p
                 "CreateTenant",
                 tenant_service_pb2.CreateTenantRequest(tenant_id=f"t{number}", tenant={}),
             )
+            # Not only over the shards, but over the nodes as well.
+            directories = one.node._directory.by_id, other.node._directory.by_id
+            assert abs(len(directories[0]) - len(directories[1])) <= 1
         rows = await one.fetch("SELECT shard, count(*) FROM tenant GROUP BY shard")
         assert {row["count"] for row in rows} == {1}
         assert len(one.node._directory.by_id) == len(other.node._directory.by_id) == 32
