@@ -318,7 +318,11 @@ class Node:
                     authenticator,
                     self._peers,
                     Router(
-                        self._directory, self._homes, self._admission.holds, self._least_used_shards
+                        self._directory,
+                        self._homes,
+                        self._admission.holds,
+                        self._least_used_shards,
+                        time.monotonic,
                     ),
                     self._own_address,
                     self.metrics.homes,
@@ -421,7 +425,7 @@ class Node:
         if self._moves is not None:
             self._moves.look_soon()
 
-    async def _least_used_shards(self) -> list[int]:
+    async def _least_used_shards(self) -> list[tuple[int, int]]:
         async with self._database.connection() as connection:
             return await tenants.least_used_shards(connection)
 
@@ -466,6 +470,7 @@ class Node:
                     self.settings.idempotency_hours,
                 ),
                 counters=self.metrics.prune,
+                window_seconds=self.settings.window_seconds_max,
             )
             await pruner.make_ahead()
             self._directory.clear()
@@ -714,6 +719,7 @@ class Node:
                 t.obligations.held_bytes
                 + self._admission.room.taken
                 + self._admission.large_room.taken
+                + self._admission.forwarded_room.taken
             )
         )
         gauges.window_events = of(

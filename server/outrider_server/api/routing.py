@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,23 +19,31 @@ PASSED_ON_IN_PARTS = frozenset(
 """Calls whose servicer splits them itself."""
 
 CREATE_TENANT = "/outrider.v1.TenantService/CreateTenant"
+HERE = ""
+LATELY_SECONDS = 3.0
 _TENANTS = "tenants/"
 
 
 class Router:
-    """Finds the address of the node that a call belongs to. `least_used` gives the shards, the emptiest first."""
+    """Finds the address of the node that a call belongs to.
+
+    `tenants_of` gives the shards with the number of their tenants; `seconds` is monotonic.
+    """
 
     def __init__(
         self,
         directory: Directory,
         homes: Homes,
         holds: Callable[[int], bool],
-        least_used: Callable[[], Awaitable[list[int]]],
+        tenants_of: Callable[[], Awaitable[list[tuple[int, int]]]],
+        seconds: Callable[[], float],
     ) -> None:
         self._directory = directory
         self._homes = homes
         self._holds = holds
-        self._least_used = least_used
+        self._tenants_of = tenants_of
+        self._seconds = seconds
+        self._lately: deque[tuple[float, str]] = deque()
 
     async def address_of(self, method: str, request: Any, caller: Caller) -> str | None:
         """Where the call is to be answered; None for here, also where nobody knows better."""
@@ -59,13 +68,26 @@ class Router:
         return None if home is None else self._elsewhere(home.shards[0])
 
     async def _emptiest(self) -> str | None:
-        for shard in await self._least_used():
-            if self._holds(shard):
-                return None
-            address = self._homes.address_of(shard)
+        """The node with the fewest tenants; None for this one.
+
+        Those that were sent somewhere just now may not be counted in the log yet.
+        """
+        tenants: Counter[str] = Counter()
+        for shard, count in await self._tenants_of():
+            address = HERE if self._holds(shard) else self._homes.address_of(shard)
             if address is not None:
-                return address
-        return None
+                tenants[address] += count
+        now = self._seconds()
+        while self._lately and self._lately[0][0] < now - LATELY_SECONDS:
+            self._lately.popleft()
+        for _, address in self._lately:
+            if address in tenants:
+                tenants[address] += 1
+        if not tenants:
+            return None
+        chosen = min(tenants, key=lambda address: (tenants[address], address))
+        self._lately.append((now, chosen))
+        return None if chosen == HERE else chosen
 
     def _elsewhere(self, shard: int) -> str | None:
         return None if self._holds(shard) else self._homes.address_of(shard)

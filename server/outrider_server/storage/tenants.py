@@ -80,9 +80,9 @@ async def get(connection: Connection, name: str) -> StoredTenant | None:
     return None if row is None else _stored(row)
 
 
-async def least_used_shards(connection: Connection) -> list[int]:
-    """All shards, those with the fewest tenants first."""
-    return [row[0] for row in await connection.fetch(load("least_used_shards"))]
+async def least_used_shards(connection: Connection) -> list[tuple[int, int]]:
+    """All shards with the number of their tenants, those with the fewest first."""
+    return [(row[0], row[1]) for row in await connection.fetch(load("least_used_shards"))]
 
 
 async def find_homes(
@@ -134,7 +134,7 @@ async def spread(
     tenant = locked.stored.tenant
     before = list(tenant.spread)
     chosen = before[:count]
-    for shard in await least_used_shards(connection):
+    for shard, _ in await least_used_shards(connection):
         if len(chosen) < count and shard not in chosen:
             chosen.append(shard)
     touched = sorted({*before, *chosen, *tenant.former_shards})

@@ -1,6 +1,4 @@
--- Shards by how few tenants live there, and among equals by how few live at their node: tenants are spread over the nodes, too.
--- Locks: none.
-SELECT shard.shard
+-- Shards and how many tenants live in each, the emptiest first. Locks: none.
+SELECT shard.shard, count(tenant.id) AS tenants
 FROM shard LEFT JOIN tenant ON shard.shard = ANY(tenant.shards) AND tenant.deleted_at IS NULL
-GROUP BY shard.shard, shard.node
-ORDER BY count(tenant.id), sum(count(tenant.id)) OVER (PARTITION BY shard.node), shard.shard
+GROUP BY shard.shard ORDER BY count(tenant.id), shard.shard
