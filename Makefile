@@ -31,6 +31,11 @@ test: setup ## Run every test against real Postgres. ARGS="tests/unit -k lane" r
 	@sh tools/test.sh "$(OLDEST_POSTGRES_BIN)" $(ARGS)
 
 faults: setup ## Every fault in its long form, 200 kills in each kill loop: one to two hours. ARGS="NAME --seed 3" runs one.
+ifeq ($(ARGS),)
+	@.venv/bin/python -m tests.simulation --planted --seeds 50
+	@.venv/bin/python -m tests.simulation --seeds 0-2000
+	@.venv/bin/python -m tests.simulation --seeds 0-1000 --stormy
+endif
 	@.venv/bin/python -m tests.faults --long --kills 200 $(ARGS)
 
 bench: setup ## Measure on this machine: batched, single, latency at a fixed rate.
