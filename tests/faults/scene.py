@@ -51,9 +51,7 @@ from outrider.v1 import (
     tenant_service_pb2,
 )
 from outrider.v1.event_pb2 import Event
-from outrider_server.domain.sequence import SHARD_COUNT
 from outrider_server.storage.ledger import Balance, balance
-from outrider_server.storage.tenants import least_used_shards
 
 TENANTS = ("t1", "t2", "t3", "t4", "t5", "wide")
 SPLIT = "wide"
@@ -558,9 +556,8 @@ async def configure(made: Scene, client: Client) -> None:
         base=_duration(0.1), factor=2, maximum=_duration(1.0), attempts_max=1000
     )
     secrets = random.Random(7)
-    for number, tenant in enumerate(TENANTS):
+    for tenant in TENANTS:  # each is made at the node that has the fewest
         shards = SPLIT_SHARDS if tenant == SPLIT else 1
-        await _fill_up_to(made, client, number)
         await _call(
             client.tenants.CreateTenant,
             tenant_service_pb2.CreateTenantRequest(
@@ -615,33 +612,6 @@ async def configure(made: Scene, client: Client) -> None:
                 f"/{tenant}/{plan.name}",
                 _matcher(tenant, plan),
             )
-
-
-async def _fill_up_to(made: Scene, client: Client, number: int) -> None:
-    """Make empty tenants until the next one lives at the node that tenant `number` is meant for.
-
-    New tenants go to the least used shard, the lowest first, and nodes that come later hold the higher ones.
-    """
-    connection = await made.connect()
-    try:
-        for fillers in range(SHARD_COUNT):
-            lowest: dict[str, int] = {}
-            holdings = await made.holdings()
-            for shard in sorted(holdings, reverse=True):
-                lowest[holdings[shard].node or ""] = shard
-            nodes = sorted(lowest, key=lowest.__getitem__)
-            next_shard = (await least_used_shards(connection))[0]
-            if holdings[next_shard].node == nodes[number * len(nodes) // len(TENANTS)]:
-                return
-            await _call(
-                client.tenants.CreateTenant,
-                tenant_service_pb2.CreateTenantRequest(
-                    tenant_id=f"filler-{number}-{fillers}", tenant=tenant_pb2.Tenant()
-                ),
-            )
-        raise AssertionError(f"tenant {number} finds no place")
-    finally:
-        await connection.close()
 
 
 def _matcher(tenant: str, plan: Plan) -> Callable[[str, dict[str, Any]], bool]:

@@ -62,6 +62,8 @@ class TenantService(tenant_service_pb2_grpc.TenantServiceServicer):
                     metadata={"resource": resource},
                 )
             await work.changes(made.tenant)
+            if request.tenant.shards > 1:
+                made = await tenants.place(work.connection, made, request.tenant.shards)
         return tenant_message(made)
 
     @override

@@ -133,10 +133,7 @@ async def spread(
     """
     tenant = locked.stored.tenant
     before = list(tenant.spread)
-    chosen = before[:count]
-    for shard, _ in await least_used_shards(connection):
-        if len(chosen) < count and shard not in chosen:
-            chosen.append(shard)
+    chosen = await _chosen(connection, before, count)
     touched = sorted({*before, *chosen, *tenant.former_shards})
     await connection.execute(f"SET LOCAL lock_timeout = {SPREAD_LOCK_MS_MAX}")
     try:
@@ -153,6 +150,22 @@ async def spread(
             return _stored(row)
     except asyncpg.LockNotAvailableError:
         return None
+
+
+async def place(connection: Connection, made: StoredTenant, count: int) -> StoredTenant:
+    """Spread a tenant that this transaction made over `count` shards: its home, and the least used others."""
+    chosen = await _chosen(connection, [made.tenant.shard], count)
+    row = await connection.fetchrow(load("place_tenant"), made.id, chosen)
+    return _stored(_present(row))
+
+
+async def _chosen(connection: Connection, before: list[int], count: int) -> list[int]:
+    """`count` shards: of those it is in, then the least used others."""
+    chosen = before[:count]
+    for shard, _ in await least_used_shards(connection):
+        if len(chosen) < count and shard not in chosen:
+            chosen.append(shard)
+    return chosen
 
 
 async def find_split(connection: Connection, shards: Collection[int]) -> dict[int, int]:

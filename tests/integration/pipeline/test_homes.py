@@ -355,6 +355,24 @@ async def until_taken(stream: Any, number: int, events: list[Any], tenant: str =
             await asyncio.sleep(0.05)
 
 
+async def test_a_tenant_may_be_made_split(
+    database: Database, tmp_path: Path, receiver: Receiver
+) -> None:
+    async with two_nodes(database, tmp_path) as (one, other):
+        demo = await one.tenant("big", shards=6)
+        (row,) = await one.fetch("SELECT shard, shards FROM tenant")
+        assert len(set(row["shards"])) == 6
+        assert row["shards"][0] == row["shard"]
+        assert set(row["shards"]) & held(one)
+        assert set(row["shards"]) & held(other)
+        await demo.subscription(await demo.endpoint("hook", receiver.url("/hook")))
+        async with demo.stream() as stream:
+            await stream.open()
+            await until_taken(stream, 1, [event(key=f"k{n}") for n in range(60)])
+        await soon(receiver.wait_for_deliveries(60))
+        assert len({r["shard"] for r in (await one.stored("big")).values()}) > 3
+
+
 async def test_a_tenant_that_still_has_deliveries_waiting_is_not_spread_and_goes_on(
     database: Database, tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
