@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Before anything imports gRPC: what it prints in a child between fork and exec would stand in that child's first words.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 from tests.support.postgres import Database, PostgresServer, session_server
 
 NEED_POSTGRES = frozenset({"postgres_server", "database", "empty_database"})

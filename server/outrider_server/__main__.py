@@ -23,6 +23,8 @@ ORPHAN_MARGIN_SECONDS = 10.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    # Our children are started by exec: gRPC need not prepare for a fork, which it may find itself unable to.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     options = _parser().parse_args(arguments)
     try:
         settings = Settings.load(_overrides(options), options.config)

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.api import Api, refusal, running
+from tests.support.node import until
 from tests.support.postgres import Database
 
 from outrider.v1 import tenant_service_pb2 as pb
@@ -60,6 +61,7 @@ async def test_calls_are_counted_with_their_outcome(api: Api) -> None:
     _ = await api.admin.refused("GetTenant", GET)
     _ = await api.admin.call("ListTenants", pb.ListTenantsRequest())
     _ = await api.caller(None).refused("GetTenant", GET)
+    await until(lambda: len(api.observed) == 3)  # counted once the caller has been told
     assert [(method, code) for method, code, _ in api.observed] == [
         ("/outrider.v1.TenantService/GetTenant", "NOT_FOUND"),
         ("/outrider.v1.TenantService/ListTenants", "OK"),
