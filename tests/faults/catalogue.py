@@ -14,8 +14,7 @@ from tests.support.service import Template
 class Entry:
     """A fault. `seconds`: what its short form may take; a kill loop is given so much for each 20 kills.
 
-    `long_only`: `make test` leaves it to `make faults`: another fault is much the same, or it does not hold yet (see
-    RELIABILITY.md).
+    `long_only`: `make test` leaves it to `make faults`: another fault is much the same.
     """
 
     run: Callable[[Template, Effort], Awaitable[Figures]]
@@ -36,7 +35,7 @@ FAULTS: dict[str, Entry] = {
     "database-restart": Entry(faults.database_restart),
     "lease-table-slow": Entry(faults.lease_table_slow),
     "clock-steps": Entry(faults.clock_steps),
-    "poison-event": Entry(faults.poison_event, seconds=180.0, long_only=True),
+    "poison-event": Entry(faults.poison_event, seconds=180.0),
     "second-supervisor": Entry(faults.second_supervisor),
     "rolling-restart": Entry(faults.rolling_restart),
     "kill-hosts": Entry(hosts_faults.kill_hosts, seconds=180.0, by_kills=True),

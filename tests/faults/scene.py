@@ -550,6 +550,9 @@ async def scene(
             )
 
 
+SPLIT_CHANGE_SECONDS = 1.5
+
+
 async def configure(made: Scene, client: Client) -> None:
     """The tenants with their endpoints and subscriptions; fills in what the oracle needs to know."""
     retry = endpoint_pb2.RetryPolicy(
@@ -593,6 +596,8 @@ async def configure(made: Scene, client: Client) -> None:
                     ),
                 ),
             )
+    # The other owners of a split tenant's shards learn of a change within half a second of its answer.
+    await asyncio.sleep(SPLIT_CHANGE_SECONDS)
     connection = await made.connect()
     try:
         rows = await connection.fetch(
